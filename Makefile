@@ -1,0 +1,51 @@
+# One environment in .venv; every target sets it up first (a second call costs nothing).
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMP  := $(VENV)/.complete
+ARGS   ?=
+
+.PHONY: help setup quickstart train sweep dashboard test test-all check format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## one environment in .venv, with uv where it is installed, else with pip
+
+$(STAMP): pyproject.toml requirements.lock
+	@./.ci/setup $(VENV)
+	@touch $@
+
+quickstart: setup  ## the main job on synthetic data: no download, no GPU, about a minute
+	@$(PYTHON) -m cifar_lab experiment=quickstart $(ARGS)
+
+train: setup  ## one run on CIFAR-10: make train ARGS="data.root=... model=resnet10"
+	@$(PYTHON) -m cifar_lab $(ARGS)
+
+sweep: setup  ## all combinations: make sweep ARGS="optimizer.lr=0.01,0.03 seed=0,1,2"
+	@$(PYTHON) -m cifar_lab -m $(ARGS)
+
+dashboard: setup  ## TensorBoard on outputs/, on this machine only
+	@$(VENV)/bin/tensorboard --logdir outputs --bind_all=false --host localhost $(ARGS)
+
+test: setup  ## the quick tests
+	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+test-all: setup  ## also the slow ones
+	@$(PYTHON) -m pytest $(ARGS)
+
+check: setup  ## format, lint, types, import contract
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+format: setup  ## rewrite the files as `make check` wants them
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-annotate --quiet --output-file requirements.lock
+
+clean:  ## remove the environment and what tools left; never outputs/
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache

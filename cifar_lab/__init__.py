@@ -1,0 +1,3 @@
+"""A Hydra + PyTorch Lightning laboratory for CIFAR-10."""
+
+__version__ = "0.1.0"

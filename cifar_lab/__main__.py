@@ -1,0 +1,137 @@
+"""The door: compose, check, build, run, record. `python -m cifar_lab` and `cifar-lab` enter here.
+
+Heavy imports stand below the signal handlers and below the composing: Ctrl-C counts from the first
+instant on, and a misspelt key is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab import signals
+from cifar_lab.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+STARTED = time.perf_counter()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: this process's) and returns its exit status.
+
+    0: done. 1: failed or diverged. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
+    """
+    signals.install()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if any(argument.startswith("-") for argument in arguments):
+            return _through_hydra(arguments)
+        return _one_run(arguments)
+    except InputError as error:
+        print(f"cifar_lab: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return stop.exit_status
+
+
+def _one_run(overrides: list[str]) -> int:
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import run_job
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import open_dict, read_write
+
+    from cifar_lab import config, job
+
+    cfg = config.compose(overrides)
+    HydraConfig.instance().set_config(cfg)
+    run_dir = Path(cfg.hydra.run.dir).absolute()
+    ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
+    if ours.finished_before():
+        return 0
+    ours.build()
+    ours.make_folder()
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.run.dir = str(run_dir)
+        if job.rank() > 0 or (run_dir / ".hydra").exists():
+            cfg.hydra.output_subdir = None  # the first start's is never overwritten
+    callbacks = Callbacks(cfg)
+    loader = GlobalHydra.instance().config_loader()
+    callbacks.on_run_start(config=cfg, config_name=config.CONFIG_NAME)
+    done = run_job(
+        task_function=lambda _: ours.run(),
+        config=cfg,
+        job_dir_key="hydra.run.dir",
+        job_subdir_key=None,
+        hydra_context=HydraContext(config_loader=loader, callbacks=callbacks),
+        configure_logging=job.rank() == 0,
+    )
+    callbacks.on_run_end(config=cfg, config_name=config.CONFIG_NAME, job_return=done)
+    status: int = done.return_value
+    return status
+
+
+def _through_hydra(arguments: list[str]) -> int:
+    """Sweeps, ``--help``, ``--cfg``, completion: Hydra's own main, our jobs and our errors."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from cifar_lab import config
+
+    config.register()
+    failures: list[str] = []
+
+    def one_job(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from cifar_lab import job
+
+        hydra_cfg = HydraConfig.get()
+        overrides = list(hydra_cfg.overrides.task)
+        run_dir = Path(hydra_cfg.runtime.output_dir)
+        ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
+        try:
+            if ours.finished_before():
+                return
+            ours.build()
+            status = ours.run()
+        except InputError as error:
+            print(f"cifar_lab: {error}", file=sys.stderr)
+            status = 2
+        if status > 2:
+            raise Interrupted(status - 128)
+        if status:
+            failures.append(f"{run_dir} (exit status {status})")
+
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], *arguments, *config.searchpath_override(arguments)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
+    try:
+        hydra.main(
+            version_base="1.3", config_path=str(config.conf_dir()), config_name=config.CONFIG_NAME
+        )(one_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise config.explain(error, [a for a in arguments if not a.startswith("-")]) from error
+    except SystemExit as stop:  # argparse: an unknown flag
+        return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv = argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+    if failures:
+        print("\n".join(["failed:", *failures]), file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""``python -m cifar_lab.data``: finds, fetches, verifies and caches CIFAR-10, and says what it found.
+
+    python -m cifar_lab.data [root=PATH] [cache=DIR] [offline=true] [sources=[URL,...]]
+    python -m cifar_lab.data verify [root=PATH] [cache=DIR]
+
+Without a root (or CIFAR_LAB_DATA) it looks into the cache, then where other tools put the data,
+then fetches. The defaults are those of conf/data/cifar10.yaml.
+verify recomputes the digests of what is cached (all of it, or the root's) and mends what is damaged.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cifar_lab import signals
+from cifar_lab.errors import InputError, Interrupted
+
+KEYS = ("root", "cache", "offline", "sources", "min_rate", "stall_s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0, 2 for wrong input, 130 or 143 when stopped)."""
+    signals.install()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cifar_lab.data").setLevel(logging.INFO)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if {"-h", "--help"} & set(words):
+            print(__doc__)
+            return 0
+        if words[:1] == ["verify"]:
+            return _verify(_given(words[1:]))
+        return _find(_given(words))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return stop.exit_status
+
+
+def _find(given: dict[str, Any]) -> int:
+    from cifar_lab.data.cifar10 import Fetching, open_from
+
+    settings = {**_defaults(), **given}
+    root, cache = settings.pop("root"), settings.pop("cache")
+    opened = open_from(root=root, cache=cache, fetching=Fetching(**settings))
+    data = opened.dataset
+    kind = "official" if data.official else "not the official bytes"
+    print(
+        f"{data.name} ({kind}): {len(data.train)} training and {len(data.test)} test images\n"
+        f"from    {', '.join(opened.sources)} ({data.layout})\n"
+        f"cache   {opened.entry} ({opened.state})\n"
+        f"digest  {data.digest}"
+    )
+    return 0
+
+
+def _verify(given: dict[str, Any]) -> int:
+    from cifar_lab.data.cifar10 import Fetching, open_from, verify_cache
+
+    cache = given.get("cache", _defaults()["cache"])
+    if root := given.get("root"):
+        offline = Fetching(offline=True, sources=(), min_rate=0, stall_s=0)
+        opened = open_from(root=root, cache=cache, fetching=offline)
+        print(f"{opened.entry.name}: {opened.state}")
+        return 0
+    status, name = 0, None
+    for name, state in verify_cache(cache=cache):
+        mended = state in ("ok", "rebuilt")
+        print(f"{name}: {state}", file=sys.stdout if mended else sys.stderr)
+        status = status if mended else 2
+    if name is None:
+        print("nothing is cached")
+    return status
+
+
+def _defaults() -> dict[str, Any]:
+    from cifar_lab.config import compose_group
+
+    group = compose_group("data", ["data=cifar10"])
+    return {key: group[key] for key in KEYS}
+
+
+def _given(words: Sequence[str]) -> dict[str, Any]:
+    # read here, not by Hydra's grammar: a path or URL needs no quoting then
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.removeprefix("data.")
+        if not equals or key not in KEYS:
+            near = difflib.get_close_matches(key, ("verify", *KEYS), n=1)
+            suggestion = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"{word}: unknown{suggestion}; allowed: verify, {'=, '.join(KEYS)}=")
+        given[key] = _value(key, text)
+    return given
+
+
+def _value(key: str, text: str) -> Any:
+    if key == "offline":
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"offline={text}: must be true or false")
+        return text.lower() == "true"
+    if key == "sources":
+        urls = text.removeprefix("[").removesuffix("]").split(",")
+        return [url.strip(" '\"") for url in urls if url.strip()]
+    if key in ("min_rate", "stall_s"):
+        try:
+            return float(text)
+        except ValueError:
+            raise InputError(f"{key}={text}: must be a number") from None
+    return None if text in ("", "null") else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""Datasets as Lightning sees them: opened, split, and fed to the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_lab.data.augment import Normalization, Pipeline
+from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
+from cifar_lab.data.loader import BatchLoader, EpochLoader, Share, as_tensor, place
+from cifar_lab.errors import InputError
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DataModule(LightningDataModule, ABC):
+    """The feed that all datasets share.
+
+    Attributes:
+        batch_size: images per optimizer step over all devices.
+        val_size: training images held out to select with; stratified; 0 holds out none.
+        val_seed: fixes which ones, whatever `seed` is; 0..2**32-1.
+        normalization: "channel": the dataset's channel mean and deviation; "half": .5 and .5.
+        drop_last: drop the short last training batch.
+        shuffle: a new training order every epoch, or else the stored one.
+        loader: "device": whole batches of images that lie on the device; "torchvision": per sample.
+        workers: worker processes of the torchvision loader.
+        transform: for the torchvision loader, instead of `augment`: (3, 32, 32) uint8 to the same,
+            or to float in [0, 1], drawing from torch's global generator; normalization follows.
+        channels_last: memory format of the images.
+        augment: of the training images.
+        seed: of training order and augmentation.
+    """
+
+    batch_size: int
+    val_size: int
+    val_seed: int
+    normalization: Literal["channel", "half"]
+    drop_last: bool
+    shuffle: bool
+    loader: Literal["device", "torchvision"]
+    workers: int
+    transform: Callable[[Tensor], Tensor] | None
+    channels_last: bool
+    augment: Pipeline
+    seed: int
+
+    # over the training split, in [0, 1]
+    mean_of_channels: ClassVar[tuple[float, float, float]]
+    std_of_channels: ClassVar[tuple[float, float, float]]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        _check_whole("data.batch_size", self.batch_size, 1)
+        _check_whole("data.val_size", self.val_size, 0)
+        _check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
+        _check_whole("data.workers", self.workers, 0)
+        _check_whole("seed", self.seed, 0)
+        _check_choice("data.normalization", self.normalization, ("channel", "half"))
+        _check_choice("data.loader", self.loader, ("device", "torchvision"))
+        for key in ("drop_last", "shuffle", "channels_last"):
+            _check_choice(f"data.{key}", getattr(self, key), (True, False))
+        if self.transform is not None and self.loader == "device":
+            raise InputError(
+                "data.transform: works on single images; add data.loader=torchvision"
+            )
+        if self.loader == "torchvision" and self.transform is None:
+            from cifar_lab.data.torchvision_loader import check_per_sample
+
+            check_per_sample(self.augment)
+        self._dataset: Dataset | None = None
+        self._placed: dict[tuple[str, torch.device], Tensor] = {}
+
+    @abstractmethod
+    def _read(self) -> Dataset:
+        """Finds, verifies and decodes the dataset."""
+
+    def open(self) -> Dataset:
+        """Finds and checks the data, once; raises InputError when data and settings do not fit."""
+        if self._dataset is None:
+            dataset = self._read()
+            _check_fit(self, len(dataset.train))
+            self._dataset = dataset
+        return self._dataset
+
+    @property
+    def dataset(self) -> Dataset:
+        """What `open` returned."""
+        assert self._dataset is not None, "open() or setup() comes first"
+        return self._dataset
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data where the door has not done so."""
+        self.open()
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises InputError unless every process can get an equal share of a batch."""
+        if self.batch_size % world_size:
+            raise InputError(
+                f"data.batch_size={self.batch_size}: must be a multiple of the {world_size} "
+                "processes that share it (trainer.devices x trainer.num_nodes)"
+            )
+
+    @property
+    def channel_mean(self) -> tuple[float, float, float]:
+        """What is subtracted from each channel of an image in [0, 1]."""
+        return self.mean_of_channels if self.normalization == "channel" else _HALF
+
+    @property
+    def channel_std(self) -> tuple[float, float, float]:
+        """What each channel is divided by then."""
+        return self.std_of_channels if self.normalization == "channel" else _HALF
+
+    @property
+    def train_indices(self) -> NDArray[np.int64]:
+        """Rows of the training split that train, ascending."""
+        return self._split_indices[0]
+
+    @property
+    def val_indices(self) -> NDArray[np.int64]:
+        """Rows of the training split that are held out, ascending."""
+        return self._split_indices[1]
+
+    @cached_property
+    def _split_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return stratified_split(self.dataset.train.labels, self.val_size, self.val_seed)
+
+    def train_dataloader(self) -> EpochLoader:
+        """This process's share of the training images, augmented."""
+        world_size = self.trainer.world_size if self.trainer else 1
+        self.check_world_size(world_size)
+        share = Share(
+            count=len(self.train_indices),
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=world_size,
+        )
+        if self.loader == "torchvision":
+            return self._torchvision_loader(share)
+        return self._batch_loader(
+            "train", self.train_indices, share, pipeline=self.augment, shuffle=self.shuffle
+        )
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The held-out images in stored order, all of them in every process; [] without any."""
+        return self._evaluation_loader("train", self.val_indices) if self.val_size else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test images in stored order, all of them in every process."""
+        return self._evaluation_loader("test", np.arange(len(self.dataset.test)))
+
+    def _evaluation_loader(
+        self, split: Literal["train", "test"], rows: NDArray[np.int64]
+    ) -> BatchLoader:
+        # not sharded: metrics are then exact, and the same in every process
+        share = Share(
+            count=len(rows), batch_size=self.batch_size, drop_last=False, rank=0, world_size=1
+        )
+        none = Pipeline(transforms={})
+        return self._batch_loader(split, rows, share, pipeline=none, shuffle=False)
+
+    def _batch_loader(
+        self,
+        split: Literal["train", "test"],
+        rows: NDArray[np.int64],
+        share: Share,
+        *,
+        pipeline: Pipeline,
+        shuffle: bool,
+    ) -> BatchLoader:
+        part: Split = getattr(self.dataset, split)
+        device = self._device
+        if (split, device) not in self._placed:
+            self._placed[split, device] = place(as_tensor(part.images), device)
+        return BatchLoader(
+            images=self._placed[split, device],
+            labels=as_tensor(part.labels).long(),
+            indices=torch.from_numpy(rows),
+            share=share,
+            pipeline=pipeline,
+            normalization=Normalization(
+                mean=self.channel_mean, std=self.channel_std, device=device
+            ),
+            seed=self.seed,
+            shuffle=shuffle,
+            device=device,
+            channels_last=self.channels_last,
+        )
+
+    def _torchvision_loader(self, share: Share) -> EpochLoader:
+        from torchvision.transforms import v2
+
+        from cifar_lab.data.torchvision_loader import TorchvisionLoader, per_sample
+
+        part = self.dataset.train
+        transform = self.transform
+        if transform is None:
+            steps = per_sample(self.augment, part.images.shape[-1])
+            transform = v2.Compose(steps or [v2.Identity()])
+        return TorchvisionLoader(
+            images=as_tensor(part.images),
+            labels=as_tensor(part.labels).long(),
+            indices=torch.from_numpy(self.train_indices),
+            share=share,
+            transform=transform,
+            mean=self.channel_mean,
+            std=self.channel_std,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            workers=self.workers,
+            device=self._device,
+            channels_last=self.channels_last,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cifar10(DataModule):
+    """CIFAR-10 from disk, the cache, or the network.
+
+    Attributes:
+        root: a folder, the archive or a .zip; None looks at the cache, then fetches.
+        cache: folder of decoded data; None is the user's cache folder.
+        offline: never open a socket.
+        sources: addresses of the official archive or copies of it, tried in this order.
+        min_rate: bytes/s; a source slower than this for `stall_s` is dropped.
+        stall_s: seconds.
+    """
+
+    root: str | None
+    cache: str | None
+    offline: bool
+    sources: list[str]
+    min_rate: float
+    stall_s: float
+
+    mean_of_channels = CIFAR10_MEAN
+    std_of_channels = CIFAR10_STD
+
+    def _read(self) -> Dataset:
+        from cifar_lab.data.cifar10 import open_cifar10
+
+        return open_cifar10(
+            root=self.root,
+            cache=self.cache,
+            offline=self.offline,
+            sources=self.sources,
+            min_rate=self.min_rate,
+            stall_s=self.stall_s,
+        )
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Synthetic(DataModule):
+    """Images drawn by code; see `cifar_lab.data.synthetic`.
+
+    Attributes:
+        train_size: images in the training split, those held out among them.
+        test_size: images in the test split.
+        data_seed: of the images.
+    """
+
+    train_size: int
+    test_size: int
+    data_seed: int
+
+    mean_of_channels = (0.5, 0.5, 0.5)
+    std_of_channels = (0.25, 0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_whole("data.train_size", self.train_size, 10, 10**6)
+        _check_whole("data.test_size", self.test_size, 10, 10**6)
+        _check_whole("data.data_seed", self.data_seed, 0)
+
+    def _read(self) -> Dataset:
+        from cifar_lab.data.synthetic import make_synthetic
+
+        return make_synthetic(
+            train_size=self.train_size, test_size=self.test_size, data_seed=self.data_seed
+        )
+
+
+def stratified_split(
+    labels: NDArray[np.uint8], val_size: int, val_seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training rows, held-out rows), ascending; every class gives its share to within one image.
+
+    Drawn from numpy's legacy generator, whose stream is frozen, so that a split means the same
+    images for every version of numpy.
+    """
+    random = np.random.RandomState(val_seed)
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    exact = val_size * counts / len(labels)
+    quota = np.floor(exact).astype(np.int64)
+    # the classes with the largest remainders give one more
+    quota[np.argsort(quota - exact, kind="stable")[: val_size - quota.sum()]] += 1
+    held_out = [
+        random.permutation(np.flatnonzero(labels == label))[:size]
+        for label, size in enumerate(quota)
+    ]
+    val = np.sort(np.concatenate(held_out)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def _check_fit(data: DataModule, train_count: int) -> None:
+    if data.val_size >= train_count:
+        raise InputError(
+            f"data.val_size={data.val_size}: must lie in 0..{train_count - 1} "
+            f"(the training split has {train_count} images)"
+        )
+    left = train_count - data.val_size
+    if data.drop_last and data.batch_size > left:
+        raise InputError(
+            f"data.batch_size={data.batch_size}: must be at most {left}, the number of training "
+            "images left by data.val_size, or data.drop_last=true leaves no batch"
+        )
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        allowed = f"of {low} or more" if high is None else f"in {low}..{high}"
+        raise InputError(f"{name}={value!r}: must be a whole number {allowed}")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        listed = ", ".join(str(choice).lower() for choice in allowed)
+        raise InputError(f"{name}={value!r}: must be one of {listed}")

@@ -1,0 +1,27 @@
+"""How a run can end other than well. The door turns each into a status and one clear line."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The person's input is wrong (exit status 2).
+
+    The message is one line: the value, what is allowed, and what to do, e.g.
+    ``data.val_size=60000: must lie in 0..49999 (the training split has 50000 images)``.
+    """
+
+
+class Diverged(RuntimeError):
+    """A loss became NaN or infinite (exit status 1, ``status: diverged``)."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C (130) or SIGTERM (143). Not an ``Exception``: nothing below may swallow it.
+
+    Attributes:
+        exit_status: 128 + the signal's number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.exit_status = 128 + signum

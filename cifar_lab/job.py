@@ -1,0 +1,372 @@
+"""One job: a checked configuration becomes parts, the parts run in a folder, the record says how.
+
+The door and the sweeps run the same `Job`, so that a run in a sweep is the same run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab import config
+from cifar_lab.errors import Diverged, InputError, Interrupted
+from cifar_lab.record import (
+    FILE_NAME,
+    Record,
+    command_line,
+    git_state,
+    package_versions,
+    read_record,
+)
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from omegaconf import DictConfig
+
+    from cifar_lab.training.fit import Parts
+
+log = logging.getLogger("cifar_lab")
+# How a rank that Lightning starts learns which checkpoint its first rank continues from.
+RESUME_VARIABLE = "CIFAR_LAB_RESUME_FROM"
+
+
+def rank() -> int:
+    """This process's rank as launchers tell it; 0 where nobody launched it."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 0
+
+
+class Job:
+    """A composed configuration and the folder it runs in.
+
+    Args:
+        cfg: composed, with or without Hydra's node.
+        run_dir: absolute; may hold an earlier start of the same run.
+        overrides: as typed.
+        started: `time.perf_counter` when the process began.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, *, run_dir: Path, overrides: list[str], started: float
+    ) -> None:
+        config.check(cfg)
+        self.cfg = cfg
+        self.config = config.run_config(cfg)
+        self.run_dir = run_dir
+        self.overrides = overrides
+        self.started = started
+        self.resume_from: Path | None = None
+        self._parts: Parts | None = None
+        self._lock: BaseFileLock | None = None
+
+    # --- what the folder holds -------------------------------------------------------------------
+
+    def finished_before(self) -> bool:
+        """Whether the folder holds this very run, finished: its result is printed again.
+
+        Sets `resume_from` where it holds an unfinished one.
+
+        Raises:
+            InputError: the folder holds another run, or one that goes on, or ``resume`` forbids it.
+        """
+        if rank() > 0:
+            path = os.environ.get(RESUME_VARIABLE)
+            self.resume_from = Path(path) if path else None
+            return False
+        mode = self.config["resume"]
+        if not (self.run_dir / FILE_NAME).exists():
+            if mode == "must":
+                raise InputError(
+                    f"resume=must: {self.run_dir} holds no run; give the folder of one with "
+                    "hydra.run.dir=..., or use resume=auto"
+                )
+            return False
+        if mode == "never":
+            raise InputError(
+                f"resume=never: {self.run_dir} holds a run, and nothing is deleted; "
+                "choose another hydra.run.dir, or resume=auto to continue it"
+            )
+        record = self._earlier()
+        if record["status"] == "finished" and self._same_run(record):
+            from cifar_lab.training.summary import print_summary
+
+            print_summary(record, self.run_dir)
+            return True
+        last = self.run_dir / "checkpoints" / "last.ckpt"
+        self.resume_from = last if last.exists() else None
+        return False
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            record = read_record(self.run_dir)
+        except (OSError, ValueError) as error:
+            raise InputError(f"hydra.run.dir={self.run_dir}: its {FILE_NAME}: {error}") from error
+        if record["status"] == "running":
+            raise InputError(
+                f"hydra.run.dir={self.run_dir}: process {record['pid']} on {record['host']} "
+                "is running in it; wait for it, or choose another folder"
+            )
+        return record
+
+    def _same_run(self, record: dict[str, Any]) -> bool:
+        """False where only the length grew, and may; InputError where anything else differs."""
+        if record["config_digest"] == config.digest(self.config):
+            return True
+        old, new = dict(config.flatten(record["config"])), dict(config.flatten(self.config))
+        differing = [
+            key
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and not config.is_no_identity(key)
+        ]
+        raise InputError(
+            f"hydra.run.dir={self.run_dir}: holds a run of another configuration; these differ: "
+            + ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differing)
+            + "; choose another folder, or give the same configuration to continue it"
+        )
+
+    def make_folder(self) -> None:
+        """Makes the run folder; InputError where it can't be written."""
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            probe = self.run_dir / f".probe.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"hydra.run.dir={self.run_dir}: can't be written ({error.strerror}); "
+                "choose a folder that can"
+            ) from error
+
+    # --- building ----------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Builds every part; nothing is made on disk but the cache of decoded data.
+
+        Raises:
+            InputError: what a constructor refuses, with the group's name before it.
+        """
+        import lightning.pytorch as lightning
+        import torch
+
+        from cifar_lab.training.classifier import Classifier
+        from cifar_lab.training.fit import Parts
+        from cifar_lab.training.quiet import quiet_libraries
+
+        quiet_libraries()
+        config.check_devices(self.config["trainer"])
+        cfg = self.cfg
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
+        optimizer = _build("optimizer", cfg.optimizer)
+        # the library's own checks of its numbers, before anything is made
+        _called("optimizer", optimizer, [torch.nn.Parameter(torch.zeros(1))])
+        augment = _build("augment", cfg.augment)
+        data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
+        config.check_across(self.config)
+        data.open()
+        lightning.seed_everything(cfg.seed, workers=False, verbose=False)
+        classifier = Classifier(
+            network=_build("model", cfg.model),
+            loss=_build("loss", cfg.loss),
+            optimizer=optimizer,
+            schedule=_build("scheduler", cfg.scheduler),
+            config=self.config,
+        )
+        loggers = [
+            _build(f"logger.{name}", node, **_save_dir(node, self.run_dir))
+            for name, node in (cfg.logger or {}).items()
+        ]
+        callbacks = [
+            _build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()
+        ]
+        trainer = _build(
+            "trainer",
+            cfg.trainer,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=str(self.run_dir),
+            **_switches(callbacks, self.config),
+        )
+        self._parts = Parts(trainer=trainer, classifier=classifier, data=data)
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Fits and tests in the folder, and returns the exit status; the record says the same."""
+        from cifar_lab.training import fit
+
+        assert self._parts is not None, "build() comes first"
+        argv = sys.argv
+        # Lightning starts further ranks with this process's arguments: in a sweep, those of the job
+        sys.argv = [argv[0], *self.overrides]
+        record = None
+        try:
+            os.environ[RESUME_VARIABLE] = str(self.resume_from or "")
+            if rank() == 0:
+                record = self._open_record()
+            fit.run(
+                self._parts,
+                record=record,
+                run_dir=self.run_dir,
+                started=self.started,
+                resume_from=self.resume_from,
+            )
+        except BaseException as error:
+            return self._ended(record, error)
+        finally:
+            sys.argv = argv
+            del os.environ[RESUME_VARIABLE]
+            if self._lock is not None:
+                self._lock.release()
+        if record is not None:
+            if not record.close("finished"):
+                return self._say_unwritable()
+            from cifar_lab.training.summary import print_summary
+
+            print_summary(record.fields, self.run_dir)
+        return 0
+
+    def _open_record(self) -> Record:
+        import torch
+        from filelock import FileLock, Timeout
+
+        assert self._parts is not None
+        lock = FileLock(self.run_dir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"hydra.run.dir={self.run_dir}: another process is running in it"
+            ) from error
+        self._lock = lock
+        parts = self._parts
+        dataset = parts.data.dataset
+        return Record(
+            self.run_dir,
+            {
+                "command": command_line(self.overrides),
+                "overrides": self.overrides,
+                "config_digest": config.digest(self.config),
+                "config": self.config,
+                "seed": self.config["seed"],
+                "threads": torch.get_num_threads(),
+                "resumed": self.resume_from is not None,
+                "tested": None,
+                "git": git_state(Path(__file__).parent),
+                "packages": package_versions(),
+                "device": _device_name(parts.trainer),
+                "data": {
+                    "name": dataset.name,
+                    "layout": dataset.layout,
+                    "digest": dataset.digest,
+                    "official": dataset.official,
+                },
+                "parameters": sum(p.numel() for p in parts.classifier.network.parameters()),
+                "epochs": 0,
+                "steps": 0,
+                "timings": {},
+                "metrics": {},
+                "checkpoints": [],
+            },
+        )
+
+    def _ended(self, record: Record | None, error: BaseException) -> int:
+        """Every ending but the good one: says it in the record and in one last line."""
+        if isinstance(error, InputError) and record is None:
+            raise error
+        where = f"log: {self.run_dir / 'train.log'}"
+        if isinstance(error, Interrupted):
+            status, ending, text = error.exit_status, "interrupted", None
+            last_line = f"to continue: {self._resume_command()}"
+        elif isinstance(error, Diverged):
+            status, ending, text = 1, "diverged", str(error)
+            log.error("diverged: %s", error)
+            last_line = where
+        else:
+            status, ending = 1, "failed"
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.error("%s", text, exc_info=error)
+            last_line = where
+        if record is not None and not record.close(ending, text):
+            self._say_unwritable()
+        if rank() == 0:
+            print(f"cifar_lab: {last_line}", file=sys.stderr)
+        return status
+
+    def _say_unwritable(self) -> int:
+        print(f"cifar_lab: {self.run_dir / FILE_NAME} can't be written", file=sys.stderr)
+        return 1
+
+    def _resume_command(self) -> str:
+        kept = [o for o in self.overrides if not o.startswith(("hydra.run.dir=", "resume="))]
+        return command_line([*kept, f"hydra.run.dir={self.run_dir}"])
+
+
+def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
+    """Instantiates the node with plain containers, then calls it with what only the door has."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        factory = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise InputError(f"{path}: {config.first_line(str(error.__cause__ or error))}") from error
+    if node.get("_partial_", False):
+        return partial(factory, **runtime)
+    return _called(path, factory, **runtime)
+
+
+def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return factory(*arguments, **runtime)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
+    except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+        raise InputError(f"{path}: {config.first_line(str(error))}") from error
+
+
+def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
+    import inspect
+
+    target = config.locate("logger", node["_target_"])
+    takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
+    return {"save_dir": str(run_dir)} if takes else {}
+
+
+def _switches(callbacks: list[Any], resolved: dict[str, Any]) -> dict[str, bool]:
+    """Trainer's switches that follow from the callbacks: without them Lightning adds its own."""
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    derived = {
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+    }
+    return {key: value for key, value in derived.items() if key not in resolved["trainer"]}
+
+
+def _device_name(trainer: Any) -> str:
+    import platform
+
+    import torch
+
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.num_devices} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2] for line in file if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    except OSError:
+        pass
+    return f"{device.type}: {name}, {os.cpu_count()} cores"

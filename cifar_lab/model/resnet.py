@@ -1,0 +1,102 @@
+"""Residual networks for 32x32 images (He et al., 2015, arXiv:1512.03385), sized by a list of blocks.
+
+The names differ between the report and the literature, so the list is what counts:
+
+=================  ==============  ===========  ==========================
+num_blocks         weight layers   parameters   called
+=================  ==============  ===========  ==========================
+[1, 1, 1, 1]       10              4,903,242    ResNet-10 in the literature
+[2, 2, 2, 2]       18              11,173,962   ResNet-18; "ResNet-10" in the report
+[2, 2, 2, 2, 2]    22              44,743,754   written in the report, whose code reads four
+=================  ==============  ===========  ==========================
+
+Weight layers count convolutions and the linear layer, without the shortcuts' 1x1 convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.errors import InputError
+
+# 32x32 images: the map is 1x1 in the sixth stage and can't be halved again.
+MAX_STAGES = 6
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm around a shortcut (arXiv:1512.03385, figure 2).
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)). The shortcut is
+    the identity where the shape stays, else a 1x1 convolution with BatchNorm (the paper's option B).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for a map x (B, in_channels, H, W)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        result: Tensor = self.relu(out + self.shortcut(x))
+        return result
+
+
+class ResNet(nn.Module):
+    """A 3x3 stem and 1 to 6 stages of `BasicBlock`, global average pooling, one linear layer.
+
+    Images (B, 3, 32, 32) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
+    ``width * 2**i`` channels; from the second stage on its first block has stride 2.
+
+    Raises:
+        InputError: num_blocks is empty, longer than 6 or holds a number below 1; width below 1.
+    """
+
+    def __init__(self, *, num_blocks: Sequence[int], width: int, num_classes: int = 10) -> None:
+        super().__init__()
+        if not 1 <= len(num_blocks) <= MAX_STAGES:
+            raise InputError(
+                f"num_blocks={list(num_blocks)}: must have 1 to {MAX_STAGES} stages, "
+                f"e.g. [2,2,2,2]; this has {len(num_blocks)}"
+            )
+        if min(num_blocks) < 1:
+            raise InputError(
+                f"num_blocks={list(num_blocks)}: every stage needs at least 1 block, e.g. [1,1,1,1]"
+            )
+        if width < 1:
+            raise InputError(f"width={width}: must be at least 1 (the report's ResNet has 64)")
+        channels = width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        stages = []
+        for stage, blocks in enumerate(num_blocks):
+            out_channels = width * 2**stage
+            first = BasicBlock(channels, out_channels, stride=1 if stage == 0 else 2)
+            rest = [BasicBlock(out_channels, out_channels, stride=1) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(first, *rest))
+            channels = out_channels
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, 32, 32)."""
+        features = self.pool(self.stages(self.stem(images)))
+        logits: Tensor = self.fc(torch.flatten(features, 1))
+        return logits

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM, from the first instant on: either ends the run in order, with 130 or 143.
+
+Outside training the signal ends what is going on at once. While `deferred` is on, the first one
+waits for `poll`, which the training loop calls between two steps, so that what is saved is whole;
+a second one doesn't wait.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from cifar_lab.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_deferring = False
+_received: int | None = None
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    global _received
+    first, _received = _received is None, signum
+    if not (_deferring and first):
+        raise Interrupted(signum)
+
+
+def install() -> None:
+    """Takes both signals over. Lightning adds its own SIGTERM handler in fit: call it again there.
+
+    A process that was started with SIGINT ignored (``nohup``, ``cmd &`` in a script) keeps that.
+    """
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _handle)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """While it lasts the first signal is kept for `poll`."""
+    global _deferring, _received
+    _deferring, _received = True, None
+    try:
+        yield
+    finally:
+        _deferring = False
+    poll()
+
+
+def pending() -> bool:
+    """Whether a signal waits for `poll`."""
+    return _received is not None
+
+
+def poll() -> None:
+    """Raises `Interrupted` if a signal came since `deferred` began."""
+    global _received
+    if _received is not None:
+        signum, _received = _received, None
+        raise Interrupted(signum)

@@ -1,0 +1,215 @@
+"""The LightningModule that wraps any network: one step for three splits, metrics read once an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from cifar_lab.errors import Diverged
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(LightningModule):
+    """Trains, validates and tests ``network``: images (B, 3, 32, 32) -> logits (B, 10).
+
+    Loss and accuracy are summed on the device and read when a split ends, so that nothing within
+    an epoch waits for the device. Logged: ``train/loss``, ``train/acc``, ``lr`` (of the epoch's
+    last step), ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``; accuracies are fractions.
+
+    Attributes:
+        test_logits: (N, 10) float32 on the CPU, after a test; in the order of the loader.
+        test_labels: (N,) int64 on the CPU, likewise.
+
+    Args:
+        network: any module that maps images to logits.
+        loss: (logits (B, 10), labels (B,) int64 or (B, 10) float) -> scalar mean over the batch.
+        optimizer: given the parameters, makes the optimizer.
+        schedule: (steps made, steps of the fit) -> factor on the learning rate.
+        config: the run's resolved configuration, kept in checkpoints: plain values only.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[int, int], float],
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._loss = loss
+        self._make_optimizer = optimizer
+        self._schedule = schedule
+        # plain values: a checkpoint with objects inside can't be loaded with weights_only=True
+        self.save_hyperparameters({"config": config}, logger=False)
+        self._sums = torch.zeros(3)
+        self._first_bad = torch.tensor(-1)
+        self._lr = math.nan
+        self._epoch_open = False
+        self._carried: Tensor | None = None
+        self._test_outputs: list[Batch] = []
+        self.test_logits = torch.empty(0, 10)
+        self.test_labels = torch.empty(0, dtype=torch.int64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10) of normalized images (B, 3, 32, 32)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and the schedule stepped after every optimizer step."""
+        optimizer = self._make_optimizer(self.parameters())
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, total_steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # --- the step ------------------------------------------------------------------------------
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        logits = self(images)
+        loss = self._loss(logits, labels)
+        with torch.no_grad():
+            # mixed labels count as the class that holds the larger share
+            classes = labels if labels.ndim == 1 else labels.argmax(1)
+            correct = (logits.argmax(1) == classes).sum()
+            count = len(classes)
+            self._sums += torch.stack((loss * count, correct, correct.new_tensor(count)))
+        return loss, logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of one batch."""
+        loss, _ = self._step(batch)
+        with torch.no_grad():
+            bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, self.global_step, self._first_bad)
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch to the sums."""
+        self._step(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch to the sums and keeps its logits."""
+        _, logits = self._step(batch)
+        self._test_outputs.append((logits.float(), batch[1]))
+
+    # --- what is read, once a split --------------------------------------------------------------
+
+    def _reset(self) -> None:
+        # float64 where the device has it: 50,000 additions in float32 lose the sixth digit
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(3, dtype=dtype, device=self.device)
+
+    def _means(self, split: str) -> dict[str, float]:
+        # every rank must come to the same numbers: what follows from them is decided by each alone
+        sums = self._sums
+        if split == "train":
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        else:
+            sums = self.trainer.strategy.broadcast(sums)
+        loss_sum, correct, count = sums.tolist()
+        if count == 0:
+            return {}
+        return {f"{split}/loss": loss_sum / count, f"{split}/acc": correct / count}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        # as float64 tensors: Lightning turns plain numbers into float32, and 0.175 into 0.17499999
+        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
+
+    def running_train(self) -> Tensor:
+        """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
+        return self._sums
+
+    def on_train_start(self) -> None:
+        """Takes up the sums of an epoch that a checkpoint cut in two: it isn't started again."""
+        self._first_bad = torch.tensor(-1, device=self.device)
+        self._reset()
+        self._epoch_open = self._carried is not None
+        if self._carried is not None:
+            self._sums += self._carried.to(self._sums)
+            self._carried = None
+
+    def on_train_epoch_start(self) -> None:
+        """Begins the epoch's sums."""
+        self._reset()
+        self._epoch_open = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Sets the training sums aside: validation runs inside the training epoch."""
+        self._train_sums = self._sums
+        self._reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/loss and val/acc."""
+        means = self._means("val")
+        self._sums = self._train_sums
+        self._log(means)
+        if means and not math.isfinite(means["val/loss"]):
+            raise self._diverged("the validation loss", self.global_step)
+
+    def on_train_epoch_end(self) -> None:
+        """Logs train/loss, train/acc and lr."""
+        self.assert_finite()
+        self._log({**self._means("train"), "lr": self._lr})
+        self._epoch_open = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the sums of an unfinished epoch."""
+        checkpoint["train_sums"] = self._sums.cpu() if self._epoch_open else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the sums of an unfinished epoch up again."""
+        self._carried = checkpoint.get("train_sums")
+
+    def on_test_epoch_start(self) -> None:
+        """Begins the test's sums."""
+        self._reset()
+        self._test_outputs = []
+
+    def on_test_epoch_end(self) -> None:
+        """Logs test/loss and test/acc; the logits move to the CPU at once."""
+        self._log(self._means("test"))
+        logits, labels = zip(*self._test_outputs, strict=True)
+        self.test_logits, self.test_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
+        self._test_outputs = []
+
+    # --- divergence ----------------------------------------------------------------------------
+
+    def assert_finite(self) -> None:
+        """Raises `Diverged` when a training loss or a weight was NaN or infinite.
+
+        Waits for the device: called where an epoch ends and before a checkpoint is written.
+        """
+        if (step := int(self._first_bad)) >= 0:
+            raise self._diverged("the training loss", step)
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+            raise self._diverged("a weight", self.global_step)
+
+    def _diverged(self, what: str, step: int) -> Diverged:
+        lr = self.trainer.optimizers[0].defaults.get("lr")
+        return Diverged(
+            f"{what} became NaN or infinite at step {step} (epoch {self.current_epoch + 1}); "
+            f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
+            "or trainer.gradient_clip_val=1"
+        )
+
+
+def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
+    return schedule(step, total_steps)

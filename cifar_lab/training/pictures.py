@@ -1,0 +1,180 @@
+"""What a person looks at after the test: confusions, accuracy per class, and the worst mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_lab.data.dataset import CLASSES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORST = 36  # six rows of six can still be read on a laptop
+# Okabe and Ito's blue and vermilion: told apart with any of the common colour blindnesses
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+
+
+class Pictures(Callback):
+    """Draws the test's pictures into TensorBoard: ``test/confusion_matrix``,
+    ``test/per_class_accuracy`` and ``test/worst_mistakes``; does nothing without a TensorBoard.
+
+    The module gives ``test_logits`` (N, 10) and ``test_labels`` (N,) after its test epoch, in the
+    order of ``trainer.datamodule.dataset.test.images``, of which N may be the first part.
+    """
+
+    @rank_zero_only
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws; matplotlib is imported here, at the end of the run, and nowhere before."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        logits, labels = pl_module.test_logits, pl_module.test_labels
+        assert isinstance(logits, Tensor)
+        assert isinstance(labels, Tensor)
+        if not boards or not len(labels):
+            return
+        images = trainer.datamodule.dataset.test.images  # type: ignore[attr-defined]
+        matrix = confusion_matrix(logits, labels)
+        figures = {
+            "test/confusion_matrix": draw_confusion_matrix(matrix, CLASSES),
+            "test/per_class_accuracy": draw_per_class_accuracy(matrix, CLASSES),
+            "test/worst_mistakes": draw_worst_mistakes(images, logits, labels, CLASSES),
+        }
+        # the step of the test's own scalars
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for name, figure in figures.items():
+            pixels = rendered(figure)
+            for board in boards:
+                board.experiment.add_image(name, pixels, step, dataformats="HWC")
+        for board in boards:
+            board.save()
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
+    """(C, C) counts: rows are true classes, columns predicted ones."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    counts = multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])
+    matrix: NDArray[np.int64] = counts.numpy().astype(np.int64)
+    return matrix
+
+
+def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Indices of the wrongly classified images with the highest cross-entropy, worst first."""
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    wrong = (logits.argmax(1) != labels).nonzero().flatten()
+    order = losses[wrong].argsort(descending=True, stable=True)[:count]
+    return [int(index) for index in wrong[order]]
+
+
+def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Counts in the cells; the colour is the share of the true class, on a square-root scale."""
+    figure = _figure(8.4, 7.6)
+    axes = figure.add_subplot()
+    share = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    # the square root: confusions of 2% and of 10% have to look different beside a diagonal of 90%
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.0)
+    for (row, column), count in np.ndenumerate(matrix):
+        colour = "white" if share[row, column] > 0.3 else "#333333" if count else "#bbbbbb"
+        weight = "bold" if row == column else "normal"
+        axes.text(
+            column, row, f"{count}", ha="center", va="center", color=colour, fontweight=weight
+        )
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, classes)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    total, correct = int(matrix.sum()), int(np.trace(matrix))
+    axes.set_title(f"{correct:,} of {total:,} test images correct ({100 * correct / total:.1f} %)")
+    axes.tick_params(length=0)
+    _bare(axes)
+    return figure
+
+
+def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """A bar per class, best first, the mean as a line; classes without images are left out."""
+    figure = _figure(8.0, 4.6)
+    axes = figure.add_subplot()
+    totals = matrix.sum(axis=1)
+    present = [index for index in range(len(classes)) if totals[index]]
+    accuracy = {index: 100 * matrix[index, index] / totals[index] for index in present}
+    order = sorted(present, key=lambda index: accuracy[index])
+    values = [accuracy[index] for index in order]
+    axes.barh([classes[index] for index in order], values, color=_BLUE, height=0.7)
+    for place, value in enumerate(values):
+        axes.text(109, place, f"{value:.1f}", ha="right", va="center")
+    mean = 100 * np.trace(matrix) / totals.sum()
+    axes.axvline(mean, color=_VERMILION, linewidth=1.5, linestyle="--")
+    axes.set_title(f"Accuracy per class (dashed: all images, {mean:.1f} %)")
+    axes.set_xlabel("accuracy on the test images (%)")
+    axes.set_xlim(0, 110)
+    axes.set_xticks(range(0, 101, 20))
+    axes.tick_params(axis="y", length=0)
+    _bare(axes)
+    return figure
+
+
+def draw_worst_mistakes(
+    images: NDArray[np.uint8], logits: Tensor, labels: Tensor, classes: Sequence[str]
+) -> Figure:
+    """Up to `WORST` mistakes, worst first: true class, predicted class and its probability.
+
+    Args:
+        images: (M, 3, 32, 32), of which the first N belong to the logits.
+        logits: (N, 10).
+        labels: (N,) int64.
+    """
+    worst = worst_mistakes(logits, labels, WORST)
+    wrong = int((logits.argmax(1) != labels).sum())
+    columns = 6
+    rows = max(1, math.ceil(len(worst) / columns))
+    figure = _figure(9.6, 0.7 + 1.75 * rows)
+    if not worst:
+        figure.text(0.5, 0.5, f"No mistakes in {len(labels):,} test images", ha="center", size=14)
+        return figure
+    figure.suptitle(
+        f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, highest loss first\n"
+        "true class → predicted class, and the probability it was given"
+    )
+    probabilities = logits.softmax(1)
+    for place, axes in enumerate(figure.subplots(rows, columns).flat):
+        axes.set_axis_off()
+        if place < len(worst):
+            index = worst[place]
+            guess = int(logits[index].argmax())
+            axes.imshow(images[index].transpose(1, 2, 0), interpolation="nearest")
+            axes.set_title(
+                f"{classes[int(labels[index])]} →\n"
+                f"{classes[guess]} {100 * float(probabilities[index, guess]):.0f} %",
+                fontsize=10,
+            )
+    return figure
+
+
+def rendered(figure: Figure) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8; draws in memory, without a display and without pyplot's state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+
+
+def _bare(axes: Any) -> None:
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)

@@ -82,12 +82,14 @@ def _one_run(overrides: list[str]) -> int:
 def _through_hydra(arguments: list[str]) -> int:
     """Sweeps, ``--help``, ``--cfg``, completion: Hydra's own main, our jobs and our errors."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from cifar_lab import config
 
     config.register()
+    GlobalHydra.instance().clear()
     failures: list[str] = []
 
     def one_job(cfg: DictConfig) -> None:
@@ -98,8 +100,8 @@ def _through_hydra(arguments: list[str]) -> int:
         hydra_cfg = HydraConfig.get()
         overrides = list(hydra_cfg.overrides.task)
         run_dir = Path(hydra_cfg.runtime.output_dir)
-        ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
         try:
+            ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
             if ours.finished_before():
                 return
             ours.build()

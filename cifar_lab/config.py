@@ -168,7 +168,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
         )
     if isinstance(error, MissingConfigException) and (found := _missing_option(text)):
         return found
-    for pattern in (r"Could not override '([^']+)'", r"Key '[^']+' is not in struct\s+full_key: (\S+)"):
+    patterns = (r"Could not override '([^']+)'", r"is not in struct\s+full_key: (\S+)")
+    for pattern in patterns:
         if match := re.search(pattern, text):
             return _unknown_key(match.group(1), overrides)
     if match := re.search(r"Error merging override (\S+?)=(.*)", text):
@@ -184,7 +185,8 @@ def first_line(text: str) -> str:
 
 def _missing_option(text: str) -> InputError | None:
     match = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    options = re.search(r"Available options in '[^']+':\s*(.*?)(?:Config search|$)", text, re.DOTALL)
+    listed = r"Available options in '[^']+':\s*(.*?)(?:Config search|$)"
+    options = re.search(listed, text, re.DOTALL)
     if not match or not options:
         return None
     group, name = match.groups()
@@ -236,7 +238,7 @@ def check(cfg: DictConfig) -> None:
             arguments given, a value of the wrong type, a number that is not finite or out of range.
     """
     config = run_config(cfg)
-    schema = {field for field in Root.__dataclass_fields__}
+    schema = set(Root.__dataclass_fields__)
     for key in config:
         if key not in schema:
             raise InputError(f"{key}: unknown key{_suggestion(key, sorted(schema))}; see --help")
@@ -400,14 +402,15 @@ def check_devices(trainer: dict[str, Any]) -> None:
     present = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": cpus}[kind]
     unit = {"cuda": "GPU(s)", "mps": "Apple GPU", "cpu": "CPU processes"}[kind]
     devices = trainer.get("devices", "auto")
-    wanted = [devices] if isinstance(devices, int) else devices
     if isinstance(devices, int) and devices != -1 and not 1 <= devices <= present:
         raise InputError(
             f"trainer.devices={devices}: this machine has {present} {unit}; "
             f"must lie in 1..{present}, or -1 for all"
         )
-    if isinstance(wanted, list) and any(isinstance(i, int) and i >= present for i in wanted):
-        raise InputError(f"trainer.devices={wanted}: this machine has {present} {unit}, from 0 on")
+    if isinstance(devices, list) and any(i >= present for i in devices):
+        raise InputError(
+            f"trainer.devices={devices}: this machine has {present} {unit}, counted from 0"
+        )
     _check_precision(str(trainer.get("precision", "32-true")), kind)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +55,6 @@ class Job:
     def __init__(
         self, cfg: DictConfig, *, run_dir: Path, overrides: list[str], started: float
     ) -> None:
-        config.check(cfg)
         self.cfg = cfg
         self.config = config.run_config(cfg)
         self.run_dir = run_dir
@@ -66,7 +64,7 @@ class Job:
         self._parts: Parts | None = None
         self._lock: BaseFileLock | None = None
 
-    # --- what the folder holds -------------------------------------------------------------------
+    # --- what the folder holds -----------------------------------------------------------------
 
     def finished_before(self) -> bool:
         """Whether the folder holds this very run, finished: its result is printed again.
@@ -144,14 +142,15 @@ class Job:
                 "choose a folder that can"
             ) from error
 
-    # --- building ----------------------------------------------------------------------------------
+    # --- building ------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Builds every part; nothing is made on disk but the cache of decoded data.
+        """Checks, then builds every part; on disk only the cache of decoded data is made.
 
         Raises:
-            InputError: what a constructor refuses, with the group's name before it.
+            InputError: what the check or a constructor refuses, with the key's name before it.
         """
+        config.check(self.cfg)  # loads what the targets need, torch and lightning among it
         import lightning.pytorch as lightning
         import torch
 
@@ -194,6 +193,7 @@ class Job:
             default_root_dir=str(self.run_dir),
             **_switches(callbacks, self.config),
         )
+        data.check_world_size(trainer.world_size)
         self._parts = Parts(trainer=trainer, classifier=classifier, data=data)
 
     # --- running ---------------------------------------------------------------------------------

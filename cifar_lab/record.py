@@ -100,8 +100,9 @@ class Record:
         with self._lock:
             for key, value in fields.items():
                 old = self._fields.get(key)
-                merge = isinstance(old, dict) and isinstance(value, Mapping)
-                self._fields[key] = {**old, **value} if merge else value
+                if isinstance(old, dict) and isinstance(value, Mapping):
+                    value = {**old, **value}
+                self._fields[key] = value
             self._fields["heartbeat"] = now()
             try:
                 self._write()
@@ -179,7 +180,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """``{"sha", "dirty"}`` of the checkout that ``folder`` lies in; both None where there is none."""
+    """``{"sha", "dirty"}`` of the checkout that holds ``folder``; both None where none does."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -1,11 +1,11 @@
-"""``python -m cifar_lab.data``: finds, fetches, verifies and caches CIFAR-10, and says what it found.
+"""``python -m cifar_lab.data``: finds, fetches, verifies and caches CIFAR-10; says what it found.
 
     python -m cifar_lab.data [root=PATH] [cache=DIR] [offline=true] [sources=[URL,...]]
     python -m cifar_lab.data verify [root=PATH] [cache=DIR]
 
 Without a root (or CIFAR_LAB_DATA) it looks into the cache, then where other tools put the data,
-then fetches. The defaults are those of conf/data/cifar10.yaml.
-verify recomputes the digests of what is cached (all of it, or the root's) and mends what is damaged.
+then fetches. The defaults are those of conf/data/cifar10.yaml. verify recomputes the digests of all
+that is cached, or of the root's entry, and mends what is damaged; it opens no socket.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch import Tensor
 from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
 from cifar_lab.data.loader import BatchLoader, EpochLoader, Share, as_tensor, place
+from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
 from cifar_lab.errors import InputError
 
 _HALF = (0.5, 0.5, 0.5)
@@ -71,9 +72,7 @@ class DataModule(LightningDataModule, ABC):
         for key in ("drop_last", "shuffle", "channels_last"):
             _check_choice(f"data.{key}", getattr(self, key), (True, False))
         if self.transform is not None and self.loader == "device":
-            raise InputError(
-                "data.transform: works on single images; add data.loader=torchvision"
-            )
+            raise InputError("data.transform: works on single images; add data.loader=torchvision")
         if self.loader == "torchvision" and self.transform is None:
             from cifar_lab.data.torchvision_loader import check_per_sample
 
@@ -280,8 +279,8 @@ class Synthetic(DataModule):
     test_size: int
     data_seed: int
 
-    mean_of_channels = (0.5, 0.5, 0.5)
-    std_of_channels = (0.25, 0.25, 0.25)
+    mean_of_channels = SYNTHETIC_MEAN
+    std_of_channels = SYNTHETIC_STD
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,8 +289,6 @@ class Synthetic(DataModule):
         _check_whole("data.data_seed", self.data_seed, 0)
 
     def _read(self) -> Dataset:
-        from cifar_lab.data.synthetic import make_synthetic
-
         return make_synthetic(
             train_size=self.train_size, test_size=self.test_size, data_seed=self.data_seed
         )

@@ -20,7 +20,7 @@ from cifar_lab.errors import InputError
 log = logging.getLogger("cifar_lab.data")
 
 CHUNK = 1 << 18
-ATTEMPTS = 4  # at each source: transfers that break off, and 503
+ATTEMPTS = 4  # in a row, at a source that is busy or breaks off
 MAX_RETRY_AFTER_S = 30.0
 _BUSY = (429, 500, 502, 503, 504)
 
@@ -114,13 +114,15 @@ class _Transfer:
 
     def _complete(self, url: str) -> None:
         # requests until the size is reached; whether the bytes are right is another question
-        for attempt in range(1, ATTEMPTS + 1):
-            if self._have() == self.archive.size:
-                return
+        fruitless = 0
+        while (have := self._have()) < self.archive.size:
             try:
                 self._request(url)
             except BrokenOffError as error:
-                if attempt == ATTEMPTS:
+                # what brings a hundredth of the file comes to an end in any case
+                progress = self._have() - have >= self.archive.size / 100
+                fruitless = 0 if progress else fruitless + 1
+                if fruitless == ATTEMPTS:
                     raise
                 log.info("%s: %s; again in %.1f s", url, error, error.wait_s)
                 time.sleep(error.wait_s)
@@ -139,7 +141,7 @@ class _Transfer:
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise SourceError(f"no answer for {self.stall_s:g} s") from error
         except requests.ConnectionError as error:
-            raise SourceError(f"no connection ({_root_cause(error)})") from error
+            raise BrokenOffError(f"no connection ({_root_cause(error)})", wait_s=0.2) from error
         except requests.RequestException as error:
             raise SourceError(str(error)) from error
         except urllib3.exceptions.HTTPError as error:

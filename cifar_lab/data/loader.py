@@ -95,8 +95,8 @@ class EpochLoader(ABC):
         self._begun, self._resumed = False, True
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing below runs before the first `next`, and Lightning calls `iter` (twice)
-        # before it sets the epoch
+        # A generator: nothing below runs before the first `next`, for Lightning calls `iter`
+        # (twice) before it sets the epoch
         if self._begun:
             self.epoch, self.position = self.epoch + 1, 0
         self._begun, self._resumed = True, False

@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images (He et al., 2015, arXiv:1512.03385), sized by a list of blocks.
+"""Residual networks for 32x32 images (He et al., arXiv:1512.03385), sized by a list of blocks.
 
 The names differ between the report and the literature, so the list is what counts:
 
@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm around a shortcut (arXiv:1512.03385, figure 2).
 
     (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)). The shortcut is
-    the identity where the shape stays, else a 1x1 convolution with BatchNorm (the paper's option B).
+    the identity where the shape stays, else a 1x1 convolution with BatchNorm (their option B).
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:

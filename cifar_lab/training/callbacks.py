@@ -139,8 +139,8 @@ class Timings(Callback):
     """Where the time goes, read once an epoch: nothing here waits for the device inside one.
 
     ``images_per_s`` is training images over training time, without validation, checkpoints and the
-    first 20 steps of the process; ``step_ms`` the same per optimizer step; ``data_wait_ms`` the part
-    of it between two steps.
+    first 20 steps of the process; ``step_ms`` the same per optimizer step; ``data_wait_ms`` the
+    part of it between two steps.
     """
 
     def __init__(self, *, batch_size: int, started: float) -> None:
@@ -263,7 +263,7 @@ def metrics_of(trainer: Trainer) -> dict[str, float]:
 
 
 class StopInOrder(Callback):
-    """Ends the fit between two steps when Ctrl-C or SIGTERM came, with a checkpoint of that step."""
+    """Ends the fit between two steps after Ctrl-C or SIGTERM, with a checkpoint of that step."""
 
     def __init__(self, *, save: Callable[[Trainer, LightningModule], None] | None) -> None:
         self._save = save

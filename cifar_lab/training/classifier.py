@@ -1,4 +1,4 @@
-"""The LightningModule that wraps any network: one step for three splits, metrics read once an epoch."""
+"""The LightningModule that wraps any network: one step for three splits, read once an epoch."""
 
 from __future__ import annotations
 

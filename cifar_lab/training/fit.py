@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from cifar_lab import signals
+from cifar_lab.data.datamodule import DataModule
 from cifar_lab.record import Record
 from cifar_lab.training.callbacks import (
     Checkpoints,
@@ -32,11 +33,11 @@ class Parts:
 
     trainer: Trainer
     classifier: Classifier
-    data: LightningDataModule
+    data: DataModule
 
 
 class _RestoreRng(Callback):
-    """Sets the RNGs of the checkpoint when training begins, after everything that draws from them."""
+    """Sets the checkpoint's RNGs when training begins, after everything that draws from them."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
@@ -64,7 +65,8 @@ def run(
     """
     trainer, data = parts.trainer, parts.data
     timings = Timings(batch_size=data.batch_size, started=started)
-    checkpoints = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     own: list[Callback] = [timings]
     if record is not None:
         own.append(KeepRecord(record=record, timings=timings))
@@ -73,7 +75,7 @@ def run(
         (run_dir / "checkpoints").mkdir(exist_ok=True)
     own.append(StopInOrder(save=None if checkpoints is None else checkpoints.save_last))
     # before the checkpoint callback, which Lightning keeps last: it saves what these have measured
-    trainer.callbacks[:] = own + trainer.callbacks
+    callbacks[:] = own + callbacks
     with signals.deferred():
         trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
         fitted = timings.summary()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.text import Text
 
 
@@ -10,13 +12,8 @@ def epoch_rows(
 ) -> tuple[Text, Text]:
     """The header and one finished epoch, in columns; the best validation so far has a star."""
     columns = [("epoch", epoch)]
-    for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
-        if name in metrics:
-            value = metrics[name]
-            shown = percent(value) if name.endswith("acc") else f"{value:.4f}"
-            columns.append(
-                (name, f"{shown}{' *' if best else '  '}" if name == "val/acc" else shown)
-            )
+    for name, value in _shown(metrics):
+        columns.append((name, f"{value}{' *' if best else '  '}" if name == "val/acc" else value))
     columns += [("images/s", f"{speed:,.0f}"), ("time", clock(total_s))]
     header = "".join(f"{name:>{_width(name)}}" for name, _ in columns)
     row = Text("".join(f"{value:>{_width(name)}}" for name, value in columns), no_wrap=True)
@@ -31,10 +28,15 @@ def _width(column: str) -> int:
 
 def log_line(metrics: dict[str, float], speed: float, total_s: float) -> str:
     """One finished epoch as text, for the log."""
-    parts = []
-    for name, value in sorted(metrics.items()):
-        parts.append(f"{name} {percent(value) if name.endswith('acc') else f'{value:.4f}'}")
+    parts = [f"{name} {value}" for name, value in _shown(metrics)]
     return ", ".join([*parts, images_per_s(speed), f"{total_s:.1f} s"])
+
+
+def _shown(metrics: dict[str, float]) -> Iterator[tuple[str, str]]:
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
+        if name in metrics:
+            value = metrics[name]
+            yield name, percent(value) if name.endswith("acc") else f"{value:.4f}"
 
 
 def percent(fraction: float) -> str:

@@ -75,6 +75,11 @@ class ProgressBar(LightningProgressBar):
         """Draws again, where there is a terminal."""
         self._display.enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether `LightningModule.print` has to go through `print`."""
+        return self._display.is_open
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints above the bar (`Trainer.print`)."""
         if self._display.is_open:

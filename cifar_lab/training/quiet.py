@@ -47,6 +47,7 @@ def quiet_libraries() -> None:
 _IGNORED = (
     # val_size=0, as the report trains: nothing is held out on purpose
     (r"You defined a `validation_step` but have no `val_dataloader`", UserWarning),
+    (r"Total length of `list` across ranks is zero", UserWarning),
     # we log once per epoch, whatever the interval: Lightning#4649
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
     # trainer.accelerator=cpu was asked for

@@ -15,7 +15,7 @@ def constant(step: int, total_steps: int) -> float:
 
 
 def cosine(step: int, total_steps: int, *, warmup_fraction: float, final_factor: float) -> float:
-    """Linear warm-up, then half a cosine from 1 to ``final_factor`` (arXiv:1608.03983, no restarts).
+    """Linear warm-up, then half a cosine from 1 to ``final_factor`` (arXiv:1608.03983).
 
     Args:
         step: optimizer steps made, 0..total_steps.

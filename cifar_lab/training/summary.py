@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cifar_lab.training.formats import clock, images_per_s, percent
@@ -24,17 +23,17 @@ def print_summary(
         console: None is standard output; without a terminal there: plain text.
     """
     console = console or Console(highlight=False)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    console.print()
     for name, value in _lines(record):
-        table.add_row(name, Text(value, style="bold" if name == "test accuracy" else ""))
+        _print_line(console, name, value, style="bold" if name == "test accuracy" else "")
     console.print()
-    console.print(table)
-    console.print()
-    for name, command in (("run folder", str(run_dir)), *_next_commands(run_dir)):
-        # never wrapped: a path or command that is cut in two can't be copied
-        console.print(Text(f"{name:<13}  {command}"), soft_wrap=True)
+    for name, value in (("run folder", str(run_dir)), *_next_commands(run_dir)):
+        _print_line(console, name, value)
+
+
+def _print_line(console: Console, name: str, value: str, style: str = "") -> None:
+    # never wrapped: a path or a command that is cut in two can't be copied
+    console.print(Text.assemble((f"{name:<15}", "dim"), (value, style)), soft_wrap=True)
 
 
 def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,76 @@
+"""Every test runs in an empty folder of its own, with a cache of its own, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The working directory is ``tmp_path``; nothing of the person's own settings is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CIFAR_LAB_DATA", raising=False)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    for handler in root.handlers[:]:
+        if handler not in before:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
+
+
+@pytest.fixture
+def lab(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process: (exit status, standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        from cifar_lab.__main__ import main
+
+        capfd.readouterr()
+        status = main(list(arguments))
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+# A run of a second: a ResNet of 2,000 parameters, a few batches of synthetic images.
+TINY = (
+    "data=synthetic",
+    "data.train_size=600",
+    "data.test_size=200",
+    "data.val_size=200",
+    "data.batch_size=50",
+    "model=resnet10",
+    "model.num_blocks=[1,1]",
+    "model.width=4",
+    "trainer=cpu",
+    "callbacks=checkpoints",
+    "trainer.max_epochs=2",
+)
+
+
+def record_of(run_dir: Path) -> dict[str, Any]:
+    """run.json as it lies on disk."""
+    fields: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
+    return fields
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For child processes: one thread each, this repository importable."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}

@@ -251,6 +251,16 @@ class Cifar10(DataModule):
     mean_of_channels = CIFAR10_MEAN
     std_of_channels = CIFAR10_STD
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("data.offline", self.offline, (True, False))
+        _check_text("data.root", self.root)
+        _check_text("data.cache", self.cache)
+        if not isinstance(self.sources, list) or not all(isinstance(s, str) for s in self.sources):
+            raise InputError(f"data.sources={self.sources!r}: must be a list of addresses")
+        _check_rate("data.min_rate", self.min_rate, "bytes/s")
+        _check_rate("data.stall_s", self.stall_s, "seconds")
+
     def _read(self) -> Dataset:
         from cifar_lab.data.cifar10 import open_cifar10
 
@@ -337,7 +347,19 @@ def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> No
         raise InputError(f"{name}={value!r}: must be a whole number {allowed}")
 
 
+def _check_rate(name: str, value: Any, unit: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf"):
+        raise InputError(f"{name}={value!r}: must be a number of {unit}, 0 or more")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        raise InputError(f"{name}={value!r}: must be a path (in quotes where it is a number)")
+
+
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
+    # 1 == True, but is a slip here
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
         listed = ", ".join(str(choice).lower() for choice in allowed)
         raise InputError(f"{name}={value!r}: must be one of {listed}")

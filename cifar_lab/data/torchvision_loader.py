@@ -108,6 +108,8 @@ class TorchvisionLoader(EpochLoader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            # its seeds for the workers, which nothing uses, would come from the global generator
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves inside the epoch when it is time; ranks can't agree on the time without talking."""
-        if self._every_s is None or trainer.world_size > 1:
+        if self._every_s is None or trainer.world_size > 1 or trainer.is_last_batch:
             return
         if time.monotonic() - self._saved_at >= self._every_s:
             self.save_last(trainer, pl_module)
@@ -277,7 +277,9 @@ class StopInOrder(Callback):
     ) -> None:
         """Saves, then raises Interrupted."""
         if signals.pending():
-            if self._save is not None:
+            # Lightning skips the validation of an epoch that a checkpoint says is at its end: from
+            # its last step on, the run is taken up from the checkpoint before
+            if self._save is not None and not trainer.is_last_batch:
                 self._save(trainer, pl_module)
             signals.poll()
 

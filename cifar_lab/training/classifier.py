@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -71,8 +71,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
         optimizer = self._make_optimizer(self.parameters())
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, total_steps))
+        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, _fit_steps(self.trainer)))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -209,6 +208,22 @@ class Classifier(LightningModule):
             f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
             "or trainer.gradient_clip_val=1"
         )
+
+
+def _fit_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the whole fit.
+
+    Not ``trainer.estimated_stepping_batches``: it sets the training loader up before Lightning
+    hands it the position that a checkpoint holds, and a resumed epoch would begin again.
+    """
+    limit = trainer.limit_train_batches
+    batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = -(-batches // trainer.accumulate_grad_batches)
+    bounds = [trainer.max_steps] if trainer.max_steps > -1 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > -1:
+        bounds.append(trainer.max_epochs * per_epoch)
+    return min(bounds)
 
 
 def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:

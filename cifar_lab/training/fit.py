@@ -23,6 +23,8 @@ from cifar_lab.training.callbacks import (
     set_rng_state,
 )
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.metrics_csv import MetricsCsv
+from cifar_lab.training.tensorboard import TensorBoard, hparams_of
 
 log = logging.getLogger("cifar_lab")
 
@@ -76,6 +78,7 @@ def run(
     own.append(StopInOrder(save=None if checkpoints is None else checkpoints.save_last))
     # before the checkpoint callback, which Lightning keeps last: it saves what these have measured
     callbacks[:] = own + callbacks
+    _open_loggers(parts, resume_from)
     with signals.deferred():
         trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
         fitted = timings.summary()
@@ -96,6 +99,11 @@ def run(
         labels=parts.classifier.test_labels.numpy(),
         logits=parts.classifier.test_logits.numpy(),
     )
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.finish(
+                {**metrics, "parameters": record.fields["parameters"]}, trainer.global_step
+            )
     saved = ("last", "previous", "best")
     record.update(
         tested=tested,
@@ -108,3 +116,15 @@ def run(
             if (run_dir / "checkpoints" / f"{name}.ckpt").exists()
         ],
     )
+
+
+def _open_loggers(parts: Parts, resume_from: Path | None) -> None:
+    """Hyperparameters first; on a resume, what was logged after the checkpoint is taken back."""
+    config = parts.classifier.hparams["config"]
+    if resume_from is not None:
+        step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"]
+        for logger in parts.trainer.loggers:
+            if isinstance(logger, MetricsCsv | TensorBoard):
+                logger.resume(step)
+    for logger in parts.trainer.loggers:
+        logger.log_hyperparams(hparams_of(config))

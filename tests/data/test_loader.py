@@ -259,7 +259,7 @@ class SaveEverySecondBatch(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % 2 == 0:
             trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
 

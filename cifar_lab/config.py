@@ -83,7 +83,7 @@ def register() -> None:
 
         # cached: the same in every place of one composition, new for every run
         OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True)
-        OmegaConf.register_new_resolver("job_name", _job_name)
+        OmegaConf.register_new_resolver("job_name", job_name)
 
 
 def searchpath_override(overrides: Sequence[str]) -> list[str]:
@@ -450,14 +450,15 @@ def _check_precision(precision: str, kind: str) -> None:
         )
 
 
-def _job_name(overrides: Sequence[str]) -> str:
+def job_name(overrides: Sequence[str]) -> str:
     """A short readable folder name without brackets or commas: what was varied, and a digest."""
     own = [o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith("hydra")]
     words = []
     for override in own:
         key, _, value = override.partition("=")
         name = key.rpartition(".")[2]
+        value = value.strip("[]'\"")
         word = value if "." not in key else f"{name}{value}"
-        words.append(re.sub(r"[^A-Za-z0-9.+-]+", ".", word).strip("."))
+        words.append(re.sub(r"[^A-Za-z0-9.+_-]+", ".", word).strip("."))
     code = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()[:6]
     return "-".join([*words, code])[-100:].lstrip("-.")

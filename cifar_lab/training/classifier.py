@@ -152,6 +152,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Sets the training sums aside: validation runs inside the training epoch."""
+        self.assert_finite()
         self._train_sums = self._sums
         self._reset()
 

@@ -1,0 +1,1 @@
+"""Measurements: ratios against what others do, in one session."""

@@ -56,6 +56,13 @@ def place(images: Tensor, device: torch.device) -> Tensor:
     return images.pin_memory()
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return tensor.to(device)
+    # from pageable memory the copy would wait for all that the GPU still has to do
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class EpochLoader(ABC):
     """Iterates over epochs of batches, and knows where in which epoch it is.
 
@@ -240,14 +247,40 @@ class BatchLoader(EpochLoader):
         rows = self._indices[share.of(order)]
         draws = self._pipeline.draw(share.count, stream(self._seed, epoch, "augment"), size)
         return Plan(
-            order=rows.to(self._images.device),
-            labels=self._labels[rows].to(self.device),
-            draws={name: share.of(draw).to(self.device) for name, draw in draws.items()},
+            order=_sent(rows, self._images.device),
+            labels=_sent(self._labels[rows], self.device),
+            draws={name: _sent(share.of(draw), self.device) for name, draw in draws.items()},
         )
 
     def batch(self, plan: Plan, index: int) -> Batch:
         """Batch number `index` of a planned epoch; the same bits whenever it is asked for."""
-        part = slice(index * self.share.local_batch_size, (index + 1) * self.share.local_batch_size)
+        size = self.share.local_batch_size
+        return self._cut(plan, slice(index * size, (index + 1) * size))
+
+    def block(self, plan: Plan, first: int, count: int) -> Batch:
+        """`count` batches from number `first` on, stacked: the same bits as from `batch`.
+
+        For steps so short that launching the feed's kernels for each would show: here they run
+        once, unless samples are mixed.
+
+        Args:
+            plan: of the epoch.
+            first: number of a batch.
+            count: number of batches; the short last one may not be among them.
+
+        Returns:
+            images (count, B, 3, H, W) and labels (count, B) or (count, B, 10).
+        """
+        size = self.share.local_batch_size
+        assert (first + count) * size <= len(plan.order)
+        if self._pipeline.mixes:
+            batches = [self.batch(plan, index) for index in range(first, first + count)]
+            images, labels = zip(*batches, strict=True)
+            return torch.stack(images), torch.stack(labels)
+        flat_images, flat_labels = self._cut(plan, slice(first * size, (first + count) * size))
+        return flat_images.unflatten(0, (count, size)), flat_labels.unflatten(0, (count, size))
+
+    def _cut(self, plan: Plan, part: slice) -> Batch:
         return self._pipeline.apply(
             self._gathered(plan.order[part]),
             plan.labels[part],

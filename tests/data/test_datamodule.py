@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from cifar_lab.data import cifar10
@@ -175,6 +176,54 @@ def test_torchvision_batches_do_not_depend_on_workers_or_the_global_generator() 
     assert not torch.equal(two_epochs[0][0], two_epochs[1][0])
     list(here)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Seen(LightningModule):
+    """Notes how many images of each stage come by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(3, 1)
+        self.counts = {"train": 0, "val": 0, "test": 0}
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        self.counts[stage] += len(batch[1])
+        loss: Tensor = self.net(batch[0].mean((2, 3))).square().mean()
+        return loss
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._step(batch, "test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+# https://github.com/Lightning-AI/pytorch-lightning/issues/21326, and nothing is held out on purpose
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no:UserWarning")
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero:UserWarning")
+@pytest.mark.parametrize("loader", ["device", "torchvision"])
+@pytest.mark.parametrize("val_size", [0, 50])
+def test_a_trainer_sees_each_split_as_often_as_there_are_epochs(loader: str, val_size: int) -> None:
+    module, data = Seen(), synthetic(loader=loader, val_size=val_size, augment=STANDARD)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert module.counts == {"train": 2 * (250 - val_size), "val": 2 * val_size, "test": 70}
 
 
 def test_a_resumed_torchvision_epoch_goes_on_like_the_uninterrupted_one() -> None:

@@ -4,13 +4,22 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from cifar_lab.data.augment import CutMix, Normalization, Pipeline, RandomCrop, RandomFlip
-from cifar_lab.data.loader import BatchLoader, EpochLoader, Share, epoch_order, place, stream
+from cifar_lab.data.loader import (
+    BatchLoader,
+    EpochLoader,
+    Share,
+    as_tensor,
+    epoch_order,
+    place,
+    stream,
+)
 
 CPU = torch.device("cpu")
 
@@ -199,10 +208,28 @@ def test_a_planned_batch_is_the_same_whenever_it_is_asked_for() -> None:
     assert same(reversed(backwards), make_loader())
 
 
+@pytest.mark.parametrize("mix", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_block_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
+    pipeline = Pipeline(transforms={**standard().transforms, "mix": CutMix(alpha=1.0, p=0.5)})
+    loader = make_loader(pipeline=pipeline if mix else standard(), channels_last=channels_last)
+    loader._labels %= 10
+    plan = loader.plan(0)
+    images, labels = loader.block(plan, 2, 4)
+    assert images.shape == (4, 8, 3, 32, 32)
+    assert same(zip(images, labels, strict=True), [loader.batch(plan, 2 + i) for i in range(4)])
+
+
 def test_an_abandoned_epoch_is_followed_by_the_next() -> None:
     loader = make_loader()
     list(islice(loader, 3))
     assert same(loader, epoch_of(make_loader(), 1))
+
+
+def test_a_read_only_map_is_used_as_it_lies() -> None:
+    array = np.zeros((2, 3, 32, 32), np.uint8)
+    array.flags.writeable = False
+    assert as_tensor(array).data_ptr() == array.ctypes.data
 
 
 def test_images_stay_where_they_are_on_the_cpu() -> None:

@@ -1,0 +1,37 @@
+"""A built wheel trains with no repository beside it: conf/ travels inside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.conftest import REPOSITORY, TINY, environment, record_of
+
+
+def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(REPOSITORY)], check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "site-packages"  # a wheel is a zip of what lies there
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=elsewhere,
+            env=environment(PYTHONPATH=str(installed)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run("-c", "import cifar_lab.config as c; print(c.__file__, c.conf_dir())")
+    assert all(Path(path).is_relative_to(installed) for path in where.split())
+    run("-m", "cifar_lab", *TINY, "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert record_of(elsewhere / "run")["status"] == "finished"

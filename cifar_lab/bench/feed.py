@@ -26,11 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.data.augment import Normalization, Pipeline, RandomCrop, RandomFlip
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, Split
-from cifar_lab.data.loader import Batch, BatchLoader, Share, as_tensor, place
+from cifar_lab.data.epoch import Batch, Share
+from cifar_lab.data.loader import BatchLoader, as_tensor, place
 from cifar_lab.data.synthetic import make_synthetic
 
 _WARM_UP = 5  # batches before each turn, not timed; as many as two workers have ready
-_Turn = Callable[[], None]
+Consume = Callable[[Batch], object]
 
 
 class _PilImages(Dataset[tuple[Tensor, int]]):
@@ -60,10 +61,12 @@ class _PilImages(Dataset[tuple[Tensor, int]]):
         return image, int(self._labels[index])
 
 
-def feeds(split: Split, batch_size: int, device: torch.device) -> dict[str, Iterator[Batch]]:
-    """Endless batches of each variant, by name; the first is ours."""
+def our_feed(
+    split: Split, batch_size: int, device: torch.device, *, channels_last: bool = False
+) -> Iterator[Batch]:
+    """Endless augmented batches from `BatchLoader`."""
     count = len(split)
-    ours = BatchLoader(
+    loader = BatchLoader(
         images=place(as_tensor(split.images), device),
         labels=as_tensor(split.labels).long(),
         indices=torch.arange(count),
@@ -75,21 +78,25 @@ def feeds(split: Split, batch_size: int, device: torch.device) -> dict[str, Iter
         seed=0,
         shuffle=True,
         device=device,
-        channels_last=False,
+        channels_last=channels_last,
     )
-    variants: dict[str, Iterator[Batch]] = {"ours": _endless(ours)}
-    for workers in (0, 2):
-        loader = DataLoader(
-            _PilImages(split),
-            batch_size=batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-        )
-        variants[f"PIL, {workers} workers"] = _moved(_endless(loader), device)
-    return variants
+    return _endless(loader)
+
+
+def pil_feed(
+    split: Split, batch_size: int, device: torch.device, *, workers: int
+) -> Iterator[Batch]:
+    """Endless augmented batches from per-sample PIL transforms and torch's DataLoader."""
+    loader = DataLoader(
+        _PilImages(split),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    return _moved(_endless(loader), device)
 
 
 def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -102,7 +109,7 @@ def _moved(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def training_step(network: nn.Module) -> Callable[[Batch], None]:
+def training_step(network: nn.Module) -> Consume:
     """A bare step: forward, cross-entropy, backward, SGD."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 
@@ -116,8 +123,7 @@ def training_step(network: nn.Module) -> Callable[[Batch], None]:
 
 
 def images_per_s(
-    variants: dict[str, Iterator[Batch]],
-    consume: Callable[[Batch], None],
+    variants: dict[str, tuple[Iterator[Batch], Consume]],
     *,
     turns: int,
     turn_s: float,
@@ -126,7 +132,7 @@ def images_per_s(
     """One figure per variant and turn; a turn lasts about `turn_s`."""
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns):
-        for name, batches in variants.items():
+        for name, (batches, consume) in variants.items():
             for _ in range(_WARM_UP):
                 consume(next(batches))
             _synchronize(device)
@@ -178,18 +184,30 @@ def main() -> None:
     turns, turn_s = (3, 1.0) if arguments.quick else (7, 4.0)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = arguments.batch
     split = make_synthetic(train_size=10_000, test_size=10, data_seed=0).train
-    variants = feeds(split, arguments.batch, device)
-    alone = images_per_s(variants, lambda _: None, turns=turns, turn_s=turn_s, device=device)
-    print(table(f"feed alone, flip + crop, batch {arguments.batch}, {device}", alone))
+    ours = our_feed(split, batch_size, device)
+    pil = {f"PIL, {n} workers": pil_feed(split, batch_size, device, workers=n) for n in (0, 2)}
+    lengths: dict[str, Any] = {"turns": turns, "turn_s": turn_s, "device": device}
+
+    alone = images_per_s({n: (f, len) for n, f in {"ours": ours, **pil}.items()}, **lengths)
+    print(table(f"feed alone, flip + crop, batch {batch_size}, {device}", alone))
 
     network = _network(arguments.network).to(device)
-    fixed = next(variants["ours"])
-    # what training costs when the feed costs nothing
-    variants["one batch, again and again"] = _endless([fixed])
-    step = training_step(network)
-    training = images_per_s(variants, step, turns=turns, turn_s=turn_s, device=device)
-    print(table(f"\ntraining {arguments.network}, batch {arguments.batch}, {device}", training))
+    last = _network(arguments.network).to(device).to(memory_format=torch.channels_last)
+    step, step_last = training_step(network), training_step(last)
+    ours_last = our_feed(split, batch_size, device, channels_last=True)
+    training = images_per_s(
+        {
+            "ours": (ours, step),
+            # what training costs when the feed costs nothing
+            "one batch in memory": (_endless([next(ours)]), step),
+            **{name: (feed, step) for name, feed in pil.items()},
+            "ours, channels_last": (ours_last, step_last),
+        },
+        **lengths,
+    )
+    print(table(f"\ntraining {arguments.network}, batch {batch_size}, {device}", training))
     if arguments.json:
         figures: dict[str, Any] = {"alone": alone, "training": training}
         arguments.json.write_text(json.dumps(figures | {"machine": _machine(device)}, indent=2))

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from cifar_lab.data.checks import check_choice, check_number, check_whole
 from cifar_lab.errors import InputError
 
 NUM_CLASSES = 10
@@ -58,7 +59,8 @@ class RandomFlip(Transform):
     stage = Stage.BYTES
 
     def __init__(self, *, p: float) -> None:
-        self.p = _number("flip.p", p, 0.0, 1.0)
+        check_number("augment.transforms.flip.p", p, 0, 1)
+        self.p = p
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count,) int64: 1 where the image is mirrored."""
@@ -79,11 +81,12 @@ class RandomCrop(Transform):
     """Pads every side by `padding` pixels, with zeros or by reflection, and crops back."""
 
     stage = Stage.BYTES
-    modes: ClassVar = ("zero", "reflect")
 
     def __init__(self, *, padding: int, mode: str) -> None:
-        self.padding = _whole("crop.padding", padding, 0, 31)
-        self.mode = _choice("crop.mode", mode, self.modes)
+        check_whole("augment.transforms.crop.padding", padding, 0, 31)
+        check_choice("augment.transforms.crop.mode", mode, ("zero", "reflect"))
+        self.padding = padding
+        self.mode = mode
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..2*padding: the window's first row and column."""
@@ -124,7 +127,8 @@ class Cutout(Transform):
     stage = Stage.NORMALIZED
 
     def __init__(self, *, size: int) -> None:
-        self.size = _whole("cutout.size", size, 0, 64)
+        check_whole("augment.transforms.cutout.size", size, 0, 64)
+        self.size = size
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..size-1: the centre's row and column."""
@@ -148,11 +152,10 @@ class ColorJitter(Transform):
     _luma: ClassVar = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
 
     def __init__(self, *, brightness: float, contrast: float, saturation: float) -> None:
-        self.strength = (
-            _number("jitter.brightness", brightness, 0.0, 1.0),
-            _number("jitter.contrast", contrast, 0.0, 1.0),
-            _number("jitter.saturation", saturation, 0.0, 1.0),
-        )
+        check_number("augment.transforms.jitter.brightness", brightness, 0, 1)
+        check_number("augment.transforms.jitter.contrast", contrast, 0, 1)
+        check_number("augment.transforms.jitter.saturation", saturation, 0, 1)
+        self.strength = (brightness, contrast, saturation)
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 3) float32: factors of brightness, contrast and saturation."""
@@ -183,8 +186,10 @@ class Mixup(Transform):
     stage = Stage.MIXED
 
     def __init__(self, *, alpha: float, p: float) -> None:
-        self.alpha = _number("mixup.alpha", alpha, 1e-3, 1e3)
-        self.p = _number("mixup.p", p, 0.0, 1.0)
+        check_number("augment.transforms.mixup.alpha", alpha, 1e-3, 1e3)
+        check_number("augment.transforms.mixup.p", p, 0, 1)
+        self.alpha = alpha
+        self.p = p
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count,) float32 in [0, 1]: the share of the sample itself, 1 where it is left alone."""
@@ -208,8 +213,10 @@ class CutMix(Transform):
     stage = Stage.MIXED
 
     def __init__(self, *, alpha: float, p: float) -> None:
-        self.alpha = _number("cutmix.alpha", alpha, 1e-3, 1e3)
-        self.p = _number("cutmix.p", p, 0.0, 1.0)
+        check_number("augment.transforms.cutmix.alpha", alpha, 1e-3, 1e3)
+        check_number("augment.transforms.cutmix.p", p, 0, 1)
+        self.alpha = alpha
+        self.p = p
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 4) int64 in 0..size: first row, first column, end row, end column of the box."""
@@ -350,25 +357,3 @@ def _beta(alpha: float, count: int, generator: Generator) -> Tensor:
     # torch draws Beta only from its global generators
     seed = int(torch.randint(0, 2**32, (1,), generator=generator))
     return torch.from_numpy(np.random.RandomState(seed).beta(alpha, alpha, count)).float()
-
-
-def _number(name: str, value: float, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"augment.transforms.{name}={value!r}: must be a number in {low}..{high}")
-    return float(value)
-
-
-def _whole(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(
-            f"augment.transforms.{name}={value!r}: must be a whole number in {low}..{high}"
-        )
-    return value
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(
-            f"augment.transforms.{name}={value!r}: must be one of {', '.join(allowed)}"
-        )
-    return value

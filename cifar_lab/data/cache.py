@@ -6,6 +6,9 @@ A cache folder holds an entry for each source:
     <key>/train.bin, test.bin   all pixels (N, 3, 32, 32) RGB, then N labels
     <key>/SHA256SUMS            of both, for `sha256sum -c`
     <key>/dataset.json          where they came from; written last, so an entry without it is none
+
+Beside them lies the archive if it was fetched: from it a damaged entry is mended without fetching
+once more, which may take an hour.
 """
 
 from __future__ import annotations
@@ -118,7 +121,8 @@ class Entry:
         """Writes the entry, beside the old one and in its place only when whole (hold the lock)."""
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            # what is mapped elsewhere stays mapped: names are replaced, never bytes
+            # First, lest a crash half-way leave new images under the old source's fingerprint.
+            # Names are replaced, never bytes: what is mapped elsewhere stays what it is.
             (self.folder / "dataset.json").unlink(missing_ok=True)
             sums = ""
             for name, split in zip(SPLITS, (train, test), strict=True):

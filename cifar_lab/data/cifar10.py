@@ -116,17 +116,21 @@ def _mend(entry: Entry, archive: Archive) -> Opened:
     origin = entry.origin()
     if not origin:
         raise InputError(f"it is not known from what it was built: delete {entry.folder}")
-    return _open_root(next(iter(origin.fingerprints)), cache, archive)
+    opened = _open_root(next(iter(origin.fingerprints)), cache, archive)
+    if opened.entry != entry.folder:
+        raise InputError(f"what it was built from holds something else now: delete {entry.folder}")
+    return opened
 
 
 def _open_root(root: str, cache: Path, archive: Archive) -> Opened:
+    path = Path(root).expanduser().absolute()
     try:
-        found = find_sources(Path(root).expanduser().absolute(), archive)
+        found = find_sources(path, archive)
         return _open_first(found, Entry(cache, found[0].key))
     except CacheError:
         raise
     except InputError as error:
-        raise InputError(f"data.root={root}: {error}") from error
+        raise InputError(f"data.root={root}: {str(error).removeprefix(f'{path}: ')}") from error
     except OSError as error:
         raise InputError(
             f"data.root={root}: {error.filename or root} can't be read ({error.strerror or error})"
@@ -169,9 +173,11 @@ def _open_source(source: Source, entry: Entry) -> Opened:
 
 def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
     entry = Entry(cache, archive.key)
-    cached, _ = _examine(entry)
+    cached, trouble = _examine(entry)
     if cached:
         return _opened(cached, "ok", entry)
+    if fetching.offline and not any(_local_sources(entry, cache, archive)):
+        raise InputError(_nowhere(entry, trouble, archive))  # before the lock: nothing is written
     with entry.lock():
         cached, trouble = _examine(entry)
         if cached:

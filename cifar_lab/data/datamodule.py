@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_lab.data.augment import Normalization, Pipeline
+from cifar_lab.data.checks import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
-from cifar_lab.data.loader import BatchLoader, EpochLoader, Share, as_tensor, place
+from cifar_lab.data.epoch import EpochLoader, Share
+from cifar_lab.data.loader import BatchLoader, as_tensor, place
 from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
 from cifar_lab.errors import InputError
 
@@ -62,15 +64,15 @@ class DataModule(LightningDataModule, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        _check_whole("data.batch_size", self.batch_size, 1)
-        _check_whole("data.val_size", self.val_size, 0)
-        _check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
-        _check_whole("data.workers", self.workers, 0)
-        _check_whole("seed", self.seed, 0)
-        _check_choice("data.normalization", self.normalization, ("channel", "half"))
-        _check_choice("data.loader", self.loader, ("device", "torchvision"))
+        check_whole("data.batch_size", self.batch_size, 1)
+        check_whole("data.val_size", self.val_size, 0)
+        check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
+        check_whole("data.workers", self.workers, 0)
+        check_whole("seed", self.seed, 0)
+        check_choice("data.normalization", self.normalization, ("channel", "half"))
+        check_choice("data.loader", self.loader, ("device", "torchvision"))
         for key in ("drop_last", "shuffle", "channels_last"):
-            _check_choice(f"data.{key}", getattr(self, key), (True, False))
+            check_choice(f"data.{key}", getattr(self, key), (True, False))
         if self.transform is not None and self.loader == "device":
             raise InputError("data.transform: works on single images; add data.loader=torchvision")
         if self.loader == "torchvision" and self.transform is None:
@@ -253,13 +255,13 @@ class Cifar10(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("data.offline", self.offline, (True, False))
-        _check_text("data.root", self.root)
-        _check_text("data.cache", self.cache)
+        check_choice("data.offline", self.offline, (True, False))
+        check_path("data.root", self.root)
+        check_path("data.cache", self.cache)
         if not isinstance(self.sources, list) or not all(isinstance(s, str) for s in self.sources):
             raise InputError(f"data.sources={self.sources!r}: must be a list of addresses")
-        _check_rate("data.min_rate", self.min_rate, "bytes/s")
-        _check_rate("data.stall_s", self.stall_s, "seconds")
+        check_number("data.min_rate", self.min_rate, 0)
+        check_number("data.stall_s", self.stall_s, 0)
 
     def _read(self) -> Dataset:
         from cifar_lab.data.cifar10 import open_cifar10
@@ -294,9 +296,9 @@ class Synthetic(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_whole("data.train_size", self.train_size, 10, 10**6)
-        _check_whole("data.test_size", self.test_size, 10, 10**6)
-        _check_whole("data.data_seed", self.data_seed, 0)
+        check_whole("data.train_size", self.train_size, 10, 10**6)
+        check_whole("data.test_size", self.test_size, 10, 10**6)
+        check_whole("data.data_seed", self.data_seed, 0)
 
     def _read(self) -> Dataset:
         return make_synthetic(
@@ -338,28 +340,3 @@ def _check_fit(data: DataModule, train_count: int) -> None:
             f"data.batch_size={data.batch_size}: must be at most {left}, the number of training "
             "images left by data.val_size, or data.drop_last=true leaves no batch"
         )
-
-
-def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        allowed = f"of {low} or more" if high is None else f"in {low}..{high}"
-        raise InputError(f"{name}={value!r}: must be a whole number {allowed}")
-
-
-def _check_rate(name: str, value: Any, unit: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf"):
-        raise InputError(f"{name}={value!r}: must be a number of {unit}, 0 or more")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str | None):
-        raise InputError(f"{name}={value!r}: must be a path (in quotes where it is a number)")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    # 1 == True, but is a slip here
-    if not any(type(value) is type(choice) and value == choice for choice in allowed):
-        listed = ", ".join(str(choice).lower() for choice in allowed)
-        raise InputError(f"{name}={value!r}: must be one of {listed}")

@@ -114,14 +114,16 @@ class _Transfer:
 
     def _complete(self, url: str) -> None:
         # requests until the size is reached; whether the bytes are right is another question
-        fruitless = 0
-        while (have := self._have()) < self.archive.size:
+        best, fruitless = self._have(), 0
+        while self._have() < self.archive.size:
             try:
                 self._request(url)
             except BrokenOffError as error:
-                # what brings a hundredth of the file comes to an end in any case
-                progress = self._have() - have >= self.archive.size / 100
-                fruitless = 0 if progress else fruitless + 1
+                # a hundredth of the file pays for more attempts, once: this comes to an end
+                if (have := self._have()) - best >= self.archive.size / 100:
+                    best, fruitless = have, 0
+                else:
+                    fruitless += 1
                 if fruitless == ATTEMPTS:
                     raise
                 log.info("%s: %s; again in %.1f s", url, error, error.wait_s)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
-from cifar_lab.data.loader import Batch, EpochLoader, Share, epoch_order, stream
+from cifar_lab.data.epoch import Batch, EpochLoader, Share, epoch_order, stream
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:

@@ -248,6 +248,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.start(self.server_data.content)
         self.wfile.write(body[: len(body) // 2] if self.first_time() else body)
 
+    def answer_eighths(self) -> None:
+        """Breaks off after an eighth of the file, every time."""
+        content = self.server_data.content
+        self.wfile.write(self.start(content)[: len(content) // 8 + 1])
+
+    def answer_longer(self) -> None:
+        self.wfile.write(self.start(self.server_data.content + b"more"))
+
     def answer_drip(self) -> None:
         """Breaks off after 100 bytes, every time."""
         self.wfile.write(self.start(self.server_data.content)[:100])

@@ -282,14 +282,11 @@ def test_cpu_and_gpu_agree() -> None:
     images, labels = some_images(), some_labels()
     draws = everything().draw(16, generator(), 32)
     here = everything().apply(images, labels, draws, normalization())
+    there_draws = {name: draw.to(gpu) for name, draw in draws.items()}
+    there_inputs = (images.to(gpu), labels.to(gpu), there_draws, normalization(gpu))
     torch.cuda.set_sync_debug_mode("error")  # nothing in a pipeline waits for the GPU
     try:
-        there = everything().apply(
-            images.to(gpu, non_blocking=True),
-            labels.to(gpu, non_blocking=True),
-            {name: draw.to(gpu, non_blocking=True) for name, draw in draws.items()},
-            normalization(gpu),
-        )
+        there = everything().apply(*there_inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(here, there, strict=True):
@@ -299,7 +296,7 @@ def test_cpu_and_gpu_agree() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RandomFlip(p=1.5), "augment.transforms.flip.p=1.5: must be a number in 0.0..1.0"),
+        (lambda: RandomFlip(p=1.5), "augment.transforms.flip.p=1.5: must be a number in 0..1"),
         (lambda: RandomFlip(p="x"), "augment.transforms.flip.p='x'"),  # type: ignore[arg-type]
         (lambda: RandomFlip(p=float("nan")), "augment.transforms.flip.p=nan"),
         (lambda: RandomCrop(padding=-1, mode="zero"), "whole number in 0..31"),

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -119,7 +120,7 @@ def test_root_without_data_is_told_what_is_there_and_what_is_wanted(open_fake, t
         tmp_path / "nowhere": "does not exist",
         tmp_path / "root" / "a.txt": "is neither cifar-10-python.tar.gz nor a .zip",
     }.items():
-        with pytest.raises(InputError, match=f"^data.root={root}: {root}: {reason}") as caught:
+        with pytest.raises(InputError, match=f"^data.root={root}: {reason}") as caught:
             open_fake(root)
         assert "\n" not in str(caught.value)
     assert not cache_folder(None).exists()
@@ -184,6 +185,7 @@ def test_offline_opens_no_socket_and_names_every_way_out(open_fake, monkeypatch)
     with pytest.raises(InputError, match=r"data.root .*data.offline=false .*data=synthetic"):
         open_fake(sources=["http://127.0.0.1:9/x"])
     assert not attempts
+    assert not cache_folder(None).exists()
     with pytest.raises(InputError, match="no connection"):
         open_fake(sources=["http://127.0.0.1:9/x"], offline=False)
     assert attempts
@@ -298,6 +300,21 @@ def test_what_a_crash_left_half_written_is_written_over_without_a_word(
         "train.bin",
     ]
     assert not caplog.records
+
+
+def test_crash_while_a_changed_source_is_cached_does_not_mix_old_and_new(
+    open_fake, class_folders, tmp_path, monkeypatch
+):
+    open_fake(class_folders.root)
+    shutil.copytree(class_folders.root, tmp_path / "before")
+    Image.new("RGB", (32, 32), "red").save(class_folders.root / "train/horse/0014.png")
+    with monkeypatch.context() as crash:
+        crash.setattr(Entry, "_write_origin", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            open_fake(class_folders.root)
+    shutil.rmtree(class_folders.root)
+    (tmp_path / "before").rename(class_folders.root)  # with the times that it had
+    assert open_fake(class_folders.root).dataset.digest == class_folders.digest
 
 
 def test_cache_folder_follows_the_argument_then_xdg_then_home(tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_it_says_what_it_found_and_verifies_it(class_folders, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["root=/nowhere/at/all"], "data.root=/nowhere/at/all: /nowhere/at/all: does not exist"),
+        (["root=/nowhere/at/all"], "data.root=/nowhere/at/all: does not exist"),
         (["offline=true"], "data.offline=true: CIFAR-10 is not on this machine"),
         (["offline=perhaps"], "offline=perhaps: must be true or false"),
         (["rot=/data"], "rot=/data: unknown (did you mean root?)"),

@@ -13,7 +13,8 @@ from cifar_lab.data import cifar10
 from cifar_lab.data.augment import Mixup, Pipeline, RandomCrop, RandomFlip
 from cifar_lab.data.datamodule import Cifar10, Synthetic, stratified_split
 from cifar_lab.data.dataset import CIFAR10_MEAN, Dataset
-from cifar_lab.data.loader import BatchLoader, EpochLoader
+from cifar_lab.data.epoch import EpochLoader
+from cifar_lab.data.loader import BatchLoader
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.data.torchvision_loader import TorchvisionLoader, per_sample
 from cifar_lab.errors import InputError
@@ -72,7 +73,11 @@ def test_the_held_out_images_are_stratified_and_disjoint_from_the_rest() -> None
     assert len(val) == 97
     assert sorted([*train, *val]) == list(range(280))
     exact = np.bincount(labels) * 97 / 280
-    assert (np.abs(np.bincount(labels[val]) - exact) < 1).all()
+    above = np.bincount(labels[val]) - exact
+    assert (np.abs(above) < 1).all()
+    # rounded up where most was missing
+    remainders = exact % 1
+    assert remainders[above > 0].min() >= remainders[above < 0].max()
 
 
 @pytest.mark.parametrize("val_size", [0, 1, 9, 10, 279])
@@ -328,8 +333,8 @@ def test_a_batch_that_processes_cannot_share_alike_is_wrong_input() -> None:
         ({"offline": "maybe"}, "data.offline='maybe': must be one of true, false"),
         ({"root": 7}, "data.root=7: must be a path"),
         ({"sources": "http://a"}, "data.sources='http://a': must be a list of addresses"),
-        ({"min_rate": -1}, "data.min_rate=-1: must be a number of bytes/s, 0 or more"),
-        ({"stall_s": float("nan")}, "data.stall_s=nan: must be a number of seconds, 0 or more"),
+        ({"min_rate": -1}, "data.min_rate=-1: must be a number of 0 or more"),
+        ({"stall_s": float("nan")}, "data.stall_s=nan: must be a number of 0 or more"),
     ],
 )
 def test_wrong_sources_are_refused_before_anything_is_looked_for(

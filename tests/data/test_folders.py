@@ -85,6 +85,12 @@ def test_renamed_class_names_both(class_folders, tmp_path):
         list_zip(path)
 
 
+def test_eleventh_class_is_named(class_folders):
+    shutil.copytree(class_folders.root / "test/frog", class_folders.root / "test/toad")
+    with pytest.raises(InputError, match=r"test: has unknown toad; it must hold exactly"):
+        list_folder(class_folders.root)
+
+
 def test_missing_split_and_empty_class_are_named(class_folders):
     for file in (class_folders.root / "test/ship").iterdir():
         file.unlink()

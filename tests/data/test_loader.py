@@ -11,15 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from cifar_lab.data.augment import CutMix, Normalization, Pipeline, RandomCrop, RandomFlip
-from cifar_lab.data.loader import (
-    BatchLoader,
-    EpochLoader,
-    Share,
-    as_tensor,
-    epoch_order,
-    place,
-    stream,
-)
+from cifar_lab.data.epoch import EpochLoader, Share, epoch_order, stream
+from cifar_lab.data.loader import BatchLoader, as_tensor, place
 
 CPU = torch.device("cpu")
 
@@ -120,13 +113,14 @@ def test_the_order_of_an_epoch_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("count", [48, 50, 51, 53])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_ranks_take_disjoint_shares_of_each_batch_and_together_the_whole(
-    world_size: int, drop_last: bool
+    world_size: int, count: int, drop_last: bool
 ) -> None:
-    whole = list(make_loader(drop_last=drop_last))
+    whole = list(make_loader(count=count, drop_last=drop_last))
     ranks = [
-        list(make_loader(drop_last=drop_last, rank=rank, world_size=world_size))
+        list(make_loader(count=count, drop_last=drop_last, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     shared = [(images, labels) for images, labels in whole if len(labels) >= world_size]

@@ -1,0 +1,142 @@
+"""Which image comes when, and on which device: the order, shares and position of an epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+Batch = tuple[Tensor, Tensor]
+
+
+def stream(seed: int, epoch: int, purpose: Literal["order", "augment"]) -> Generator:
+    """A CPU generator for one purpose in one epoch.
+
+    numpy's SeedSequence mixes the three numbers into 32 bits (more are lost: torch's Mersenne
+    Twister is seeded with the low 32), so neighbouring seeds, epochs and purposes share nothing.
+    """
+    words = np.random.SeedSequence([seed, epoch, ("order", "augment").index(purpose)])
+    return Generator().manual_seed(int(words.generate_state(1)[0]))
+
+
+def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool) -> Tensor:
+    """(count,) int64: the order of an epoch over all devices; depends on (seed, epoch) alone."""
+    if not shuffle:
+        return torch.arange(count)
+    return torch.randperm(count, generator=stream(seed, epoch, "order"))
+
+
+class EpochLoader(ABC):
+    """Iterates over epochs of batches, and knows where in which epoch it is.
+
+    Each `iter` is the next epoch unless `set_epoch` or `load_state_dict` said otherwise. Lightning
+    finds `set_epoch` through `batch_sampler.sampler`, as with torch's own loader. (There is no
+    `sampler` itself: `Trainer(overfit_batches=)` would warn that it turns shuffling off, and not
+    do it. `data.shuffle=false` does.)
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.position = 0
+        self._begun = False
+        self._resumed = False
+
+    @property
+    def batch_sampler(self) -> _EpochSetter:
+        """Where Lightning looks for `sampler.set_epoch`."""
+        return _EpochSetter(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `iter` starts this epoch, or continues it right after `load_state_dict`."""
+        # Lightning sets the epoch also right after it restored our state, in a resumed epoch
+        if not (self._resumed and epoch == self.epoch):
+            self.epoch, self.position = epoch, 0
+        self._begun = self._resumed = False
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and the number of batches of it that were handed out."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next `iter` hands out the batches that the saved epoch still had to come."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        if self.position >= len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+        self._begun, self._resumed = False, True
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: nothing below runs before the first `next`, for Lightning calls `iter`
+        # (twice) before it sets the epoch
+        if self._begun:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._begun, self._resumed = True, False
+        first = self.position
+        for index, batch in enumerate(self._batches(self.epoch, first), first):
+            # before the yield: a checkpoint written after this batch's step must not repeat it
+            self.position = index + 1
+            yield batch
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of batches of a whole epoch."""
+
+    @abstractmethod
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch from number `first` on."""
+
+
+@dataclass(frozen=True)
+class _EpochSetter:
+    sampler: EpochLoader
+
+
+@dataclass(frozen=True)
+class Share:
+    """How an epoch of `count` images is cut into batches, and which part of each this rank takes.
+
+    Rank r of w takes batch[r::w] of every global batch. A short last batch is dropped, or cut to a
+    multiple of w, so that all ranks make the same number of steps.
+
+    Attributes:
+        count: images in the split.
+        batch_size: images per optimizer step over all devices; a multiple of world_size.
+        drop_last: drop the short last batch.
+        rank: 0..world_size-1.
+        world_size: number of training processes.
+    """
+
+    count: int
+    batch_size: int
+    drop_last: bool
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size
+        assert self.batch_size > 0
+        assert self.batch_size % self.world_size == 0
+
+    @property
+    def used(self) -> int:
+        """Images of an epoch that are used, over all ranks."""
+        return self.count - self.count % (self.batch_size if self.drop_last else self.world_size)
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images per batch on this rank, the last one aside."""
+        return self.batch_size // self.world_size
+
+    @property
+    def num_batches(self) -> int:
+        """Batches, and optimizer steps, per epoch."""
+        return -(-self.used // self.batch_size)
+
+    def of(self, per_position: Tensor) -> Tensor:
+        """This rank's part of a tensor with one row per position of the epoch, in batch order."""
+        # world_size divides batch_size, so a step of world_size runs through all batches alike
+        return per_position[self.rank : self.used : self.world_size]

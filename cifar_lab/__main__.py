@@ -41,16 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one_run(overrides: list[str]) -> int:
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.utils import run_job
-    from hydra.types import HydraContext, RunMode
-    from omegaconf import open_dict, read_write
 
     from cifar_lab import config, job
 
     cfg = config.compose(overrides)
+    config.check_not_a_sweep(cfg)
     HydraConfig.instance().set_config(cfg)
     run_dir = Path(cfg.hydra.run.dir).absolute()
     ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
@@ -58,25 +54,7 @@ def _one_run(overrides: list[str]) -> int:
         return 0
     ours.build()
     ours.make_folder()
-    with read_write(cfg.hydra), open_dict(cfg.hydra):
-        cfg.hydra.mode = RunMode.RUN
-        cfg.hydra.run.dir = str(run_dir)
-        if job.rank() > 0 or (run_dir / ".hydra").exists():
-            cfg.hydra.output_subdir = None  # the first start's is never overwritten
-    callbacks = Callbacks(cfg)
-    loader = GlobalHydra.instance().config_loader()
-    callbacks.on_run_start(config=cfg, config_name=config.CONFIG_NAME)
-    done = run_job(
-        task_function=lambda _: ours.run(),
-        config=cfg,
-        job_dir_key="hydra.run.dir",
-        job_subdir_key=None,
-        hydra_context=HydraContext(config_loader=loader, callbacks=callbacks),
-        configure_logging=job.rank() == 0,
-    )
-    callbacks.on_run_end(config=cfg, config_name=config.CONFIG_NAME, job_return=done)
-    status: int = done.return_value
-    return status
+    return job.run_under_hydra(ours)
 
 
 def _through_hydra(arguments: list[str]) -> int:

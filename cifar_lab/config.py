@@ -39,7 +39,29 @@ RUNTIME_ARGUMENTS = {
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
 # Neither the result nor the data depend on these keys: they are no part of a run's identity.
-NOT_IDENTITY = ("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger")
+NOT_IDENTITY = (
+    *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
+    *("slots", "retries", "job_timeout", "fail_fast", "sweep"),
+)
+
+# What a `_target_` read back from a run folder may come from.
+MODULES_OF_A_RUN = (
+    "cifar_lab.data",
+    "cifar_lab.model",
+    "cifar_lab.training",
+    "torch.nn",
+    "torch.optim",
+    "torchvision.models",
+    "torchvision.transforms",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.plugins",
+    "torchmetrics",
+)
 
 
 class Resume(Enum):
@@ -66,6 +88,11 @@ class Root:
     seed: int = MISSING
     threads: int | None = MISSING
     resume: Resume = MISSING
+    slots: int | None = MISSING
+    retries: int = MISSING
+    job_timeout: float | None = MISSING
+    fail_fast: bool = MISSING
+    sweep: Any = MISSING
 
 
 def conf_dir() -> Path:
@@ -307,6 +334,38 @@ def locate(path: str, target: Any) -> Any:
     return found
 
 
+def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ()) -> None:
+    """Whether a configuration read back from a run folder names nothing but parts of a run.
+
+    A folder may come from anybody, and a ``_target_`` is code that runs. Call it before anything is
+    built from a record or from ``.hydra/``. Both the name and where the object was defined count:
+    ``torch.nn.os.system`` is none of torch.nn.
+
+    Args:
+        config: resolved, as the record has it.
+        also: further modules to accept, those of the person's own networks.
+
+    Raises:
+        InputError: a ``_target_`` from elsewhere, or a value that is still to be interpolated.
+    """
+    allowed = (*MODULES_OF_A_RUN, *also)
+    for path, node in _target_nodes(config, ""):
+        target = str(node["_target_"])
+        inside = _lies_in(target.replace(":", "."), allowed)
+        if not inside or not _lies_in(str(locate(path, target).__module__), allowed):
+            raise InputError(
+                f"{path}._target_={target}: not a part of a run ({', '.join(allowed)}); "
+                "it was not called"
+            )
+    for key, value in flatten(config):
+        if "${" in json.dumps(value):
+            raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
+
+
+def _lies_in(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
 def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
@@ -375,8 +434,22 @@ def _check_ranges(config: dict[str, Any]) -> None:
     threads = config["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
+    for key, least in (("slots", 1), ("retries", 0)):
+        if config[key] is not None and config[key] < least:
+            raise InputError(f"{key}={config[key]}: must be at least {least}")
+    if config["job_timeout"] is not None and config["job_timeout"] <= 0:
+        raise InputError(f"job_timeout={config['job_timeout']}: must be above 0 seconds, or null")
     if config["seed"] < 0 or config["seed"] >= 2**32:
         raise InputError(f"seed={config['seed']}: must lie in 0..4294967295")
+
+
+def check_not_a_sweep(cfg: DictConfig) -> None:
+    """Raises InputError where a ``sweep=`` preset was chosen for what is one run."""
+    given = {override.partition("=")[0].lstrip("+~") for override in cfg.hydra.overrides.task}
+    missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
+    if missing:
+        name = cfg.hydra.runtime.choices.get("sweep")
+        raise InputError(f"sweep={name}: sweeps {', '.join(missing)}; it needs -m")
 
 
 def check_across(config: dict[str, Any]) -> None:
@@ -397,7 +470,7 @@ def check_devices(trainer: dict[str, Any]) -> None:
 
     import torch
 
-    kind = _accelerator(str(trainer.get("accelerator", "auto")))
+    kind = accelerator(str(trainer.get("accelerator", "auto")))
     cpus = max(2, os.cpu_count() or 1)
     present = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": cpus}[kind]
     unit = {"cuda": "GPU(s)", "mps": "Apple GPU", "cpu": "CPU processes"}[kind]
@@ -414,7 +487,12 @@ def check_devices(trainer: dict[str, Any]) -> None:
     _check_precision(str(trainer.get("precision", "32-true")), kind)
 
 
-def _accelerator(name: str) -> str:
+def accelerator(name: str) -> str:
+    """The kind of device that ``trainer.accelerator`` means here: cuda, mps or cpu.
+
+    Raises:
+        InputError: this machine has none, or there is no such kind.
+    """
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -453,12 +531,28 @@ def _check_precision(precision: str, kind: str) -> None:
 def job_name(overrides: Sequence[str]) -> str:
     """A short readable folder name without brackets or commas: what was varied, and a digest."""
     own = [o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    code = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()[:6]
+    return "-".join([*job_words(own), code])[-100:].lstrip("-.")
+
+
+def job_words(overrides: Sequence[str]) -> list[str]:
+    """Each override as a word for a file name, e.g. ``lr0.1``."""
     words = []
-    for override in own:
-        key, _, value = override.partition("=")
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
         name = key.rpartition(".")[2]
         value = value.strip("[]'\"")
-        word = value if "." not in key else f"{name}{value}"
+        if _is_number(value) and len(value) > 8:
+            value = f"{float(value):.4g}"
+        # of a group (model=cnn) the option says enough
+        word = value if "." not in key and not _is_number(value) else f"{name}{value}"
         words.append(re.sub(r"[^A-Za-z0-9.+_-]+", ".", word).strip("."))
-    code = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()[:6]
-    return "-".join([*words, code])[-100:].lstrip("-.")
+    return words
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

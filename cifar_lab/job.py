@@ -8,19 +8,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from cifar_lab import config
+from cifar_lab import config, signals
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.record import (
     FILE_NAME,
     Record,
     command_line,
     git_state,
+    now,
     package_versions,
     read_record,
+    remove_leftovers,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +66,7 @@ class Job:
         self.started = started
         self.resume_from: Path | None = None
         self._parts: Parts | None = None
+        self._record_before: dict[str, Any] = {}
         self._lock: BaseFileLock | None = None
 
     # --- what the folder holds -----------------------------------------------------------------
@@ -91,14 +96,25 @@ class Job:
                 f"resume=never: {self.run_dir} holds a run, and nothing is deleted; "
                 "choose another hydra.run.dir, or resume=auto to continue it"
             )
-        record = self._earlier()
-        if record["status"] == "finished" and self._same_run(record):
+        record = self._record_before = self._earlier()
+        longer = self._longer_by(record)
+        if record["status"] == "finished" and not longer:
             from cifar_lab.training.summary import print_summary
 
             print_summary(record, self.run_dir)
             return True
-        last = self.run_dir / "checkpoints" / "last.ckpt"
-        self.resume_from = last if last.exists() else None
+        if longer:
+            print(f"cifar_lab: {self.run_dir}: {longer} more epochs for this run", file=sys.stderr)
+        checkpoints = [
+            self.run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")
+        ]
+        # which of them is whole is decided under the lock, in run()
+        self.resume_from = next((path for path in checkpoints if path.exists()), None)
+        if mode == "must" and self.resume_from is None:
+            raise InputError(
+                f"resume=must: the run in {self.run_dir} has left no checkpoint; "
+                "use resume=auto to start it over"
+            )
         return False
 
     def _earlier(self) -> dict[str, Any]:
@@ -106,28 +122,56 @@ class Job:
             record = read_record(self.run_dir)
         except (OSError, ValueError) as error:
             raise InputError(f"hydra.run.dir={self.run_dir}: its {FILE_NAME}: {error}") from error
-        if record["status"] == "running":
+        # one that this very process could not close (a full disk) is over
+        if record["status"] == "running" and record["pid"] != os.getpid():
             raise InputError(
                 f"hydra.run.dir={self.run_dir}: process {record['pid']} on {record['host']} "
                 "is running in it; wait for it, or choose another folder"
             )
         return record
 
-    def _same_run(self, record: dict[str, Any]) -> bool:
-        """False where only the length grew, and may; InputError where anything else differs."""
+    def _longer_by(self, record: dict[str, Any]) -> int:
+        """Epochs that this configuration has more than the folder's, which else is the same.
+
+        Raises:
+            InputError: something else differs, or the run can't be made longer.
+        """
         if record["config_digest"] == config.digest(self.config):
-            return True
+            return 0
         old, new = dict(config.flatten(record["config"])), dict(config.flatten(self.config))
         differing = [
             key
             for key in sorted({*old, *new})
             if old.get(key) != new.get(key) and not config.is_no_identity(key)
         ]
+        epochs_key = "trainer.max_epochs"
+        before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
+        if differing == [epochs_key] and now > before > 0:
+            if reason := self._fixed_length(record, before):
+                raise InputError(
+                    f"{epochs_key}={now}: {self.run_dir} holds a run of {before} epochs, {reason}; "
+                    f"choose another folder for one of {now}, or give {epochs_key}={before}"
+                )
+            return int(now - before)
         raise InputError(
             f"hydra.run.dir={self.run_dir}: holds a run of another configuration; these differ: "
             + ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differing)
             + "; choose another folder, or give the same configuration to continue it"
         )
+
+    def _fixed_length(self, record: dict[str, Any], epochs: int) -> str | None:
+        """Why the folder's run would be another one had it been longer; None where it would not."""
+        from cifar_lab.training.schedules import depends_on_length
+
+        target = str(self.config["scheduler"]["_target_"])
+        if depends_on_length(config.locate("scheduler", target)):
+            name = target.rpartition(".")[2]
+            return f"whose learning rates depend on that number (scheduler={name})"
+        if self.config["trainer"].get("max_steps", -1) != -1:
+            return "which trainer.max_steps bounds as well"
+        if record["status"] == "finished" and record["epochs"] < epochs:
+            return f"which stopped early, after {record['epochs']}"
+        return None
 
     def make_folder(self) -> None:
         """Makes the run folder; InputError where it can't be written."""
@@ -169,7 +213,8 @@ class Job:
         augment = _build("augment", cfg.augment)
         data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
         config.check_across(self.config)
-        data.open()
+        with _spoken():
+            data.open()
         lightning.seed_everything(cfg.seed, workers=False, verbose=False)
         classifier = Classifier(
             network=_build("model", cfg.model),
@@ -205,12 +250,14 @@ class Job:
         assert self._parts is not None, "build() comes first"
         argv = sys.argv
         # Lightning starts further ranks with this process's arguments: in a sweep, those of the job
-        sys.argv = [argv[0], *self.overrides]
+        sys.argv = [argv[0], *self._overrides_with_folder()]
+        _say_once_if_the_log_fails()
         record = None
         try:
-            os.environ[RESUME_VARIABLE] = str(self.resume_from or "")
             if rank() == 0:
+                self._take_folder()
                 record = self._open_record()
+            os.environ[RESUME_VARIABLE] = str(self.resume_from or "")
             fit.run(
                 self._parts,
                 record=record,
@@ -218,26 +265,27 @@ class Job:
                 started=self.started,
                 resume_from=self.resume_from,
             )
+            with signals.shielded():  # it is done: nothing to interrupt any more
+                return self._finished(record)
         except BaseException as error:
-            return self._ended(record, error)
+            with signals.shielded():
+                return self._ended(record, error)
         finally:
             sys.argv = argv
-            del os.environ[RESUME_VARIABLE]
+            os.environ.pop(RESUME_VARIABLE, None)
             if self._lock is not None:
                 self._lock.release()
-        if record is not None:
-            if not record.close("finished"):
-                return self._say_unwritable()
-            from cifar_lab.training.summary import print_summary
 
-            print_summary(record.fields, self.run_dir)
-        return 0
+    def _take_folder(self) -> None:
+        """Locks the folder, clears what a crash left half-written, and picks the checkpoint.
 
-    def _open_record(self) -> Record:
-        import torch
+        Raises:
+            InputError: another process has it, or its checkpoints are damaged.
+        """
         from filelock import FileLock, Timeout
 
-        assert self._parts is not None
+        from cifar_lab.training.checkpoints import newest_usable, remove_partial
+
         lock = FileLock(self.run_dir / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -246,7 +294,17 @@ class Job:
                 f"hydra.run.dir={self.run_dir}: another process is running in it"
             ) from error
         self._lock = lock
+        remove_leftovers(self.run_dir)
+        remove_partial(self.run_dir)
+        if self._record_before:
+            self.resume_from = newest_usable(self.run_dir)
+
+    def _open_record(self) -> Record:
+        import torch
+
+        assert self._parts is not None
         parts = self._parts
+        before = self._record_before if self.resume_from is not None else {}
         dataset = parts.data.dataset
         return Record(
             self.run_dir,
@@ -258,6 +316,7 @@ class Job:
                 "seed": self.config["seed"],
                 "threads": torch.get_num_threads(),
                 "resumed": self.resume_from is not None,
+                "started": before.get("started", now()),
                 "tested": None,
                 "git": git_state(Path(__file__).parent),
                 "packages": package_versions(),
@@ -277,6 +336,17 @@ class Job:
             },
         )
 
+    def _finished(self, record: Record | None) -> int:
+        if record is None:
+            return 0
+        if not record.close("finished"):
+            self._say_unwritable(record.refused)
+            return 1
+        from cifar_lab.training.summary import print_summary
+
+        print_summary(record.fields, self.run_dir)
+        return 0
+
     def _ended(self, record: Record | None, error: BaseException) -> int:
         """Every ending but the good one: says it in the record and in one last line."""
         if isinstance(error, InputError) and record is None:
@@ -295,18 +365,82 @@ class Job:
             log.error("%s", text, exc_info=error)
             last_line = where
         if record is not None and not record.close(ending, text):
-            self._say_unwritable()
-        if rank() == 0:
-            print(f"cifar_lab: {last_line}", file=sys.stderr)
+            self._say_unwritable(record.refused)
+        elif record is None and rank() == 0 and isinstance(error, OSError):
+            self._say_unwritable(error)
+        if rank() > 0:
+            # Lightning kills all processes of a fit where one it started ends with another status:
+            # the first rank says how it ended, and needs the time to write it down
+            return 0 if isinstance(error, Interrupted) else status
+        print(f"cifar_lab: {last_line}", file=sys.stderr)
         return status
 
-    def _say_unwritable(self) -> int:
-        print(f"cifar_lab: {self.run_dir / FILE_NAME} can't be written", file=sys.stderr)
-        return 1
+    def _say_unwritable(self, reason: OSError | None) -> None:
+        why = "" if reason is None else f" ({reason.strerror}): it doesn't say how this run ended"
+        print(f"cifar_lab: {self.run_dir / FILE_NAME} can't be written{why}", file=sys.stderr)
 
     def _resume_command(self) -> str:
+        return command_line(self._overrides_with_folder())
+
+    def _overrides_with_folder(self) -> list[str]:
         kept = [o for o in self.overrides if not o.startswith(("hydra.run.dir=", "resume="))]
-        return command_line([*kept, f"hydra.run.dir={self.run_dir}"])
+        return [*kept, f"hydra.run.dir={self.run_dir}"]
+
+
+def run_under_hydra(job: Job) -> int:
+    """Runs a built job as Hydra runs one: callbacks, train.log and ``.hydra/`` in its folder."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import run_job
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import open_dict, read_write
+
+    cfg = job.cfg
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.run.dir = str(job.run_dir)
+        if rank() > 0 or (job.run_dir / ".hydra").exists():
+            cfg.hydra.output_subdir = None  # the first start's is never overwritten
+    callbacks = Callbacks(cfg)
+    # a process that a sweep started has composed nothing; running a job doesn't either
+    known = GlobalHydra.instance().is_initialized()
+    loader = cast(ConfigLoader, GlobalHydra.instance().config_loader() if known else None)
+    callbacks.on_run_start(config=cfg, config_name=config.CONFIG_NAME)
+    try:
+        done = run_job(
+            task_function=lambda _: job.run(),
+            config=cfg,
+            job_dir_key="hydra.run.dir",
+            job_subdir_key=None,
+            hydra_context=HydraContext(config_loader=loader, callbacks=callbacks),
+            configure_logging=rank() == 0,
+        )
+    except OSError as error:  # .hydra or train.log: run() itself lets nothing out
+        print(
+            f"cifar_lab: {error.filename or job.run_dir} can't be written ({error.strerror}); "
+            "free some space there, or choose another hydra.run.dir",
+            file=sys.stderr,
+        )
+        return 1
+    callbacks.on_run_end(config=cfg, config_name=config.CONFIG_NAME, job_return=done)
+    status: int = done.return_value
+    return status
+
+
+def _say_once_if_the_log_fails() -> None:
+    """One line on standard error where train.log can't be written, instead of many tracebacks."""
+    said: list[str] = []
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, logging.FileHandler):
+            continue
+
+        def refuse(record: logging.LogRecord, path: str = handler.baseFilename) -> None:
+            if path not in said:
+                said.append(path)
+                print(f"cifar_lab: {path} can't be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+        handler.handleError = refuse  # type: ignore[method-assign]
 
 
 def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
@@ -333,6 +467,23 @@ def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
     except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
         raise InputError(f"{path}: {config.first_line(str(error))}") from error
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Fetching and decoding take long and come before there is a train.log: they speak up."""
+    data_log = logging.getLogger("cifar_lab.data")
+    handler = logging.StreamHandler(sys.stderr)
+    level, propagate = data_log.level, data_log.propagate
+    data_log.addHandler(handler)
+    data_log.propagate = False
+    data_log.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    try:
+        yield
+    finally:
+        data_log.removeHandler(handler)
+        data_log.propagate = propagate
+        data_log.setLevel(level)
 
 
 def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:

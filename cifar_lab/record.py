@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,18 +39,39 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        # a full disk must be told of as such, whatever becomes of the half-written file
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the folder itself: without it a power loss may take a rename back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have nothing to flush there
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process left half-written beside the files of ``folder``."""
+    for pattern in (".*.json.[0-9]*", ".*.csv.[0-9]*", ".*.npz.[0-9]*", ".probe.[0-9]*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -74,6 +96,7 @@ class Record:
         self.path = run_dir / FILE_NAME
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self.refused: OSError | None = None  # why the last write that failed did
         self._fields: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",
@@ -106,7 +129,8 @@ class Record:
             self._fields["heartbeat"] = now()
             try:
                 self._write()
-            except OSError:
+            except OSError as error:
+                self.refused = error
                 return False
         return True
 

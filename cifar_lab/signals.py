@@ -2,7 +2,7 @@
 
 Outside training the signal ends what is going on at once. While `deferred` is on, the first one
 waits for `poll`, which the training loop calls between two steps, so that what is saved is whole;
-a second one doesn't wait.
+a second one doesn't wait. Inside `shielded` none interrupts: what is being written gets written.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from cifar_lab.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _deferring = False
+_shields = 0
 _received: int | None = None
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     global _received
     first, _received = _received is None, signum
-    if not (_deferring and first):
+    if not (_shields or (_deferring and first)):
         raise Interrupted(signum)
 
 
@@ -48,13 +49,30 @@ def deferred() -> Iterator[None]:
     poll()
 
 
-def pending() -> bool:
-    """Whether a signal waits for `poll`."""
-    return _received is not None
+@contextmanager
+def shielded() -> Iterator[None]:
+    """While it lasts signals wait; what came in between is for the next `poll`."""
+    global _shields
+    _shields += 1
+    try:
+        yield
+    finally:
+        _shields -= 1
+
+
+def pending() -> int:
+    """The signal that waits for `poll`; 0 where none does."""
+    return _received or 0
+
+
+def receive(signum: int) -> None:
+    """Takes a signal that another process of the run got as this one's own."""
+    global _received
+    _received = signum
 
 
 def poll() -> None:
-    """Raises `Interrupted` if a signal came since `deferred` began."""
+    """Raises `Interrupted` if a signal waits."""
     global _received
     if _received is not None:
         signum, _received = _received, None

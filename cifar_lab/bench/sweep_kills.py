@@ -72,13 +72,18 @@ class Sweep:
                     found.append(int(entry.name))
         return found
 
+    def jobs_at_work(self) -> list[int]:
+        """The processes of jobs; a record says `running` also of one that was killed."""
+        alive = self.processes()
+        recorded = [r["pid"] for _, r in self.records() if r["status"] == "running"]
+        return [pid for pid in recorded if pid in alive]
+
     def kill(self, kind: str, rng: random.Random) -> bool:
         """Whether there was something of the kind to kill."""
         assert self.process is not None
         alive = self.processes()
-        running = [r["pid"] for _, r in self.records() if r["status"] == "running"]
         victims = {
-            "job": [pid for pid in running if pid in alive],
+            "job": self.jobs_at_work(),
             "any process": [pid for pid in alive if pid != self.process.pid],
             "supervisor": [self.process.pid],
             "everything": alive,
@@ -105,9 +110,7 @@ def disturb(sweep: Sweep, kills: int, rng: random.Random) -> tuple[Counter[str],
     while True:
         assert sweep.process is not None
         time.sleep(0.02)
-        running = False
         for path, record in sweep.records():
-            running = running or record["status"] == "running"
             if record["status"] == "finished" and path not in finished:
                 finished[path] = path.stat().st_mtime_ns
         status = sweep.process.poll()
@@ -116,7 +119,7 @@ def disturb(sweep: Sweep, kills: int, rng: random.Random) -> tuple[Counter[str],
         if status is not None:
             sweep.start()
         now = time.monotonic()
-        if kill_at is None and (running or not at_work):
+        if kill_at is None and (not at_work or sweep.jobs_at_work()):
             kill_at = now + rng.uniform(0, 3)
         if done.total() < kills and kill_at is not None and now > kill_at:
             kind = rng.choice(KINDS)

@@ -55,9 +55,11 @@ class Classifier(LightningModule):
         # plain values: a checkpoint with objects inside can't be loaded with weights_only=True
         self.save_hyperparameters({"config": config}, logger=False)
         self._sums = torch.zeros(3)
+        self._train_sums: Tensor | None = None  # set aside during a validation
         self._first_bad = torch.tensor(-1)
         self._lr = math.nan
         self._epoch_open = False
+        self._with_epoch: dict[str, float] = {}
         self._carried: Tensor | None = None
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 10)
@@ -128,9 +130,10 @@ class Classifier(LightningModule):
             return {}
         return {f"{split}/loss": loss_sum / count, f"{split}/acc": correct / count}
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float], *, logger: bool | None = None) -> None:
         # as float64 tensors: Lightning turns plain numbers into float32, and 0.175 into 0.17499999
-        self.log_dict({k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()})
+        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}
+        self.log_dict(exact, logger=logger)
 
     def running_train(self) -> Tensor:
         """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
@@ -159,7 +162,8 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs val/loss and val/acc."""
         means = self._means("val")
-        self._sums = self._train_sums
+        assert self._train_sums is not None
+        self._sums, self._train_sums = self._train_sums, None
         self._log(means)
         if means and not math.isfinite(means["val/loss"]):
             raise self._diverged("the validation loss", self.global_step)
@@ -167,16 +171,30 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc and lr."""
         self.assert_finite()
-        self._log({**self._means("train"), "lr": self._lr})
-        self._epoch_open = False
+        metrics = {**self._with_epoch, **self._means("train"), "lr": self._lr}
+        self._with_epoch, self._epoch_open = {}, False
+        self._log(metrics, logger=False)
+        # Lightning hands them to the loggers after the epoch's checkpoint is written: a crash in
+        # between would leave a run that goes on behind the epoch, with a hole in its curves
+        for logger in self.loggers:
+            # the n-th step is number n - 1, as Lightning counts for loggers
+            logger.log_metrics({"epoch": self.current_epoch, **metrics}, self.global_step - 1)
+            logger.save()
+
+    def log_with_epoch(self, metrics: dict[str, float]) -> None:
+        """Has a callback's numbers logged in one row with those of the epoch that ends."""
+        self._with_epoch.update(metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums of an unfinished epoch."""
-        checkpoint["train_sums"] = self._sums.cpu() if self._epoch_open else None
+        sums = self._sums if self._train_sums is None else self._train_sums
+        checkpoint["train_sums"] = sums.cpu() if self._epoch_open else None
+        checkpoint["lr"] = self._lr
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
         self._carried = checkpoint.get("train_sums")
+        self._lr = checkpoint.get("lr", math.nan)
 
     def on_test_epoch_start(self) -> None:
         """Begins the test's sums."""

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, Trainer
 
 from cifar_lab import signals
 from cifar_lab.data.datamodule import DataModule
-from cifar_lab.record import Record
-from cifar_lab.training.callbacks import (
-    Checkpoints,
-    KeepRecord,
-    StopInOrder,
-    Timings,
-    metrics_of,
-    set_rng_state,
-)
+from cifar_lab.record import Record, write_atomically
+from cifar_lab.training import checkpoints as files
+from cifar_lab.training.callbacks import KeepRecord, RestoreRng, StopInOrder, metrics_of
+from cifar_lab.training.checkpoints import Checkpoints
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.metrics_csv import FILE_NAME as METRICS_FILE
 from cifar_lab.training.metrics_csv import MetricsCsv
+from cifar_lab.training.sealed import load
+from cifar_lab.training.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from cifar_lab.training.tensorboard import TensorBoard, hparams_of
+from cifar_lab.training.timings import Timings
 
 log = logging.getLogger("cifar_lab")
 
@@ -36,18 +35,6 @@ class Parts:
     trainer: Trainer
     classifier: Classifier
     data: DataModule
-
-
-class _RestoreRng(Callback):
-    """Sets the checkpoint's RNGs when training begins, after everything that draws from them."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-
-    def on_train_start(self, *arguments: Any) -> None:
-        """Restores, if a checkpoint brought any."""
-        if self._checkpoints.restored_rng is not None:
-            set_rng_state(self._checkpoints.restored_rng)
 
 
 def run(
@@ -64,67 +51,97 @@ def run(
 
     Raises:
         Diverged: a loss or a weight became NaN or infinite. Interrupted: Ctrl-C or SIGTERM.
+        DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
     trainer, data = parts.trainer, parts.data
     timings = Timings(batch_size=data.batch_size, started=started)
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    checkpoints = _add_callbacks(parts, record, timings, run_dir)
+    carried = _take_up(parts, record, run_dir, resume_from)
+    with signals.deferred():
+        trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        fitted = timings.summary()
+        # a fit that was over already logs nothing: its last metrics came with the checkpoint
+        metrics = {**carried, **metrics_of(trainer)}
+        best_step = None if checkpoints is None else checkpoints.best_step
+        trainer.strategy.barrier()  # rank zero writes best.ckpt, the others read it
+        if best_step is not None:
+            # by hand: Lightning's test(ckpt_path=...) prints two lines and restores callbacks too
+            state = files.best_checkpoint(run_dir, best_step)["state_dict"]
+            parts.classifier.load_state_dict(state)
+        trainer.test(parts.classifier, datamodule=data, verbose=False)
+        metrics.update(metrics_of(trainer))
+    if record is not None:
+        _write_predictions(run_dir, parts.classifier)
+        _finish_curves(
+            trainer, {key: metrics[key] for key in metrics.keys() - carried.keys()}, record
+        )
+        _finish_record(record, run_dir, checkpoints, metrics, fitted)
+
+
+def _add_callbacks(
+    parts: Parts, record: Record | None, timings: Timings, run_dir: Path
+) -> Checkpoints | None:
+    callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     own: list[Callback] = [timings]
     if record is not None:
         own.append(KeepRecord(record=record, timings=timings))
     if checkpoints is not None:
-        own.append(_RestoreRng(checkpoints))
-        (run_dir / "checkpoints").mkdir(exist_ok=True)
-    own.append(StopInOrder(save=None if checkpoints is None else checkpoints.save_last))
+        own.append(RestoreRng(checkpoints))
+        (run_dir / files.FOLDER).mkdir(exist_ok=True)
+    own.append(StopInOrder(checkpoints=checkpoints))
     # before the checkpoint callback, which Lightning keeps last: it saves what these have measured
     callbacks[:] = own + callbacks
-    _open_loggers(parts, resume_from)
-    with signals.deferred():
-        trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        fitted = timings.summary()
-        metrics = metrics_of(trainer)
-        best = None if checkpoints is None else checkpoints.best_epoch
-        tested = "last" if best is None else "best"
-        path = run_dir / "checkpoints" / "best.ckpt" if tested == "best" else None
-        if path is not None:
-            # by hand: Lightning's test(ckpt_path=...) prints two lines and restores callbacks too
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-            parts.classifier.load_state_dict(state)
-        trainer.test(parts.classifier, datamodule=data, verbose=False)
-        metrics.update(metrics_of(trainer))
-    if record is None:
-        return
-    np.savez(
-        run_dir / "predictions.npz",
-        labels=parts.classifier.test_labels.numpy(),
-        logits=parts.classifier.test_logits.numpy(),
-    )
+    return checkpoints
+
+
+def _take_up(
+    parts: Parts, record: Record | None, run_dir: Path, resume_from: Path | None
+) -> dict[str, float]:
+    """Sets record and loggers to where the checkpoint stands (or to the start); its metrics."""
+    step, carried = 0, {}
+    if resume_from is not None:
+        checkpoint = load(resume_from)
+        step, carried = checkpoint["global_step"], dict(checkpoint["run"]["metrics"])
+        if record is not None:
+            record.update(epochs=checkpoint["run"]["epochs"], steps=step, metrics=carried)
+    # a start that was killed before its first checkpoint may have logged something too
+    logged = any((run_dir / name).exists() for name in (METRICS_FILE, TENSORBOARD_FOLDER))
+    for logger in parts.trainer.loggers:
+        if logged and isinstance(logger, MetricsCsv | TensorBoard):
+            logger.resume(step)
+    for logger in parts.trainer.loggers:
+        logger.log_hyperparams(hparams_of(parts.classifier.hparams["config"]))
+    return carried
+
+
+def _write_predictions(run_dir: Path, classifier: Classifier) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, labels=classifier.test_labels.numpy(), logits=classifier.test_logits.numpy())
+    write_atomically(run_dir / "predictions.npz", buffer.getvalue())
+
+
+def _finish_curves(trainer: Trainer, metrics: dict[str, float], record: Record) -> None:
+    # without what came with the checkpoint: the start before has that in its curves
+    results = {**metrics, "parameters": record.fields["parameters"]}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.finish(
-                {**metrics, "parameters": record.fields["parameters"]}, trainer.global_step
-            )
-    saved = ("last", "previous", "best")
+            logger.finish(results, trainer.global_step)
+
+
+def _finish_record(
+    record: Record,
+    run_dir: Path,
+    checkpoints: Checkpoints | None,
+    metrics: dict[str, float],
+    fitted: dict[str, Any],
+) -> None:
+    best = None if checkpoints is None else checkpoints.best_epoch
+    names = [f"{files.FOLDER}/{n}" for n in (files.LAST, files.PREVIOUS, files.BEST)]
     record.update(
-        tested=tested,
+        tested="last" if best is None else "best",
         best_epoch=None if best is None else best + 1,
         metrics=metrics,
         timings=fitted,
-        checkpoints=[
-            f"checkpoints/{name}.ckpt"
-            for name in saved
-            if (run_dir / "checkpoints" / f"{name}.ckpt").exists()
-        ],
+        checkpoints=[name for name in names if (run_dir / name).exists()],
     )
-
-
-def _open_loggers(parts: Parts, resume_from: Path | None) -> None:
-    """Hyperparameters first; on a resume, what was logged after the checkpoint is taken back."""
-    config = parts.classifier.hparams["config"]
-    if resume_from is not None:
-        step = torch.load(resume_from, map_location="cpu", weights_only=True)["global_step"]
-        for logger in parts.trainer.loggers:
-            if isinstance(logger, MetricsCsv | TensorBoard):
-                logger.resume(step)
-    for logger in parts.trainer.loggers:
-        logger.log_hyperparams(hparams_of(config))

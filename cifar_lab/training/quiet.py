@@ -50,6 +50,8 @@ _IGNORED = (
     (r"Total length of `list` across ranks is zero", UserWarning),
     # we log once per epoch, whatever the interval: Lightning#4649
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
+    # our metrics are summed over the ranks before they are logged (Classifier._means)
+    (r"It is recommended to use `self\.log\('[^']+', \.\.\., sync_dist=True\)`", UserWarning),
     # trainer.accelerator=cpu was asked for
     (r"GPU available but not used", UserWarning),
     # 16-mixed: the scaler skips its first steps until the scale fits: Lightning#5558

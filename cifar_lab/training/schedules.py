@@ -7,8 +7,24 @@ configuration they are partial: the fit knows the steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Schedule = TypeVar("_Schedule", bound=Callable[..., float])
 
 
+def independent_of_length(schedule: _Schedule) -> _Schedule:
+    """Marks a schedule that ignores ``total_steps``: a finished fit may be made longer."""
+    schedule.independent_of_length = True  # type: ignore[attr-defined]
+    return schedule
+
+
+def depends_on_length(schedule: Any) -> bool:
+    """Whether a longer fit would have had other learning rates from the start."""
+    return not getattr(schedule, "independent_of_length", False)
+
+
+@independent_of_length
 def constant(step: int, total_steps: int) -> float:
     """1 throughout; the only one that doesn't depend on the length of the fit."""
     return 1.0

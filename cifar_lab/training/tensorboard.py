@@ -44,7 +44,8 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Scalars, as TensorBoardLogger writes them."""
+        """Scalars, as TensorBoardLogger writes them; without Lightning's chart of the epoch."""
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         self._logged.update(metrics)
         super().log_metrics(metrics, step)
 

@@ -1,0 +1,144 @@
+"""A sweep's folder: which jobs it holds, who works in it, and what all of them agree on."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.errors import InputError
+from cifar_lab.record import FILE_NAME, SCHEMA, now, read_record, write_atomically
+
+_DEFAULT = "outputs/sweeps"
+# Workers end within a second of their parent; what still runs then belongs to someone else.
+_PATIENCE_S = 5.0
+
+
+def resolve(configured: str) -> Path:
+    """The sweep's folder, absolute; ``newest`` is the newest below ``outputs/sweeps``.
+
+    Raises:
+        InputError: ``newest``, and there is none.
+    """
+    if configured != "newest":
+        return Path(configured).absolute()
+    dated = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-")
+    root = Path(_DEFAULT).absolute()
+    names = sorted(
+        name for path in root.glob("*/*/") if dated.match(name := path.relative_to(root).as_posix())
+    )
+    if not names:
+        raise InputError(
+            f"hydra.sweep.dir=newest: {root} holds no sweep; leave it out for a new one"
+        )
+    return root / names[-1]
+
+
+class SweepFolder:
+    """The folder of one sweep, new or taken up again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other sweeps out; the system drops the lock with the process.
+
+        Raises:
+            InputError: another sweep works in it, or it can't be written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"hydra.sweep.dir={self.path}: another sweep runs in it; wait for it, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"hydra.sweep.dir={self.path}: can't be written ({error.strerror}); choose a "
+                "folder that can"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def threads(self) -> int | None:
+        """The CPU threads of each job as the first start divided them; None in a new folder.
+
+        They are part of a run's identity: were they divided anew, nothing would be found again.
+        """
+        try:
+            value = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))["threads"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return value if isinstance(value, int) else None
+
+    def remember(self, **fields: Any) -> None:
+        """Writes sweep.json, unless it is there."""
+        path = self.path / "sweep.json"
+        if not path.exists():
+            write_atomically(path, json.dumps({"schema": SCHEMA, **fields}, indent=2) + "\n")
+
+    def find(self, digest: str, suffix: str) -> tuple[Path, dict[str, Any]] | None:
+        """The job's folder and record of an earlier start, whatever was swept then."""
+        for path in sorted(self.path.glob(f"*{suffix}/")):
+            record = record_of(path)
+            if record is None or record.get("config_digest") == digest:
+                return path, record or {}
+        return None
+
+
+def record_of(run_dir: Path) -> dict[str, Any] | None:
+    """The record below ``run_dir``, or None while there is none that can be read."""
+    try:
+        return read_record(run_dir)
+    except (OSError, ValueError):
+        return None
+
+
+def wait_until_left(run_dir: Path) -> None:
+    """Waits for a worker whose supervisor has just been killed; raises InputError if it stays."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (record := record_of(run_dir)) is not None and record["status"] == "running":
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"hydra.sweep.dir={run_dir.parent}: process {record.get('pid')} on "
+                f"{record.get('host')} is running in {run_dir.name}; wait for it, or choose "
+                "another folder"
+            )
+        time.sleep(0.05)
+
+
+def close_record(run_dir: Path, fields: dict[str, Any], status: str, error: str | None) -> None:
+    """Says in run.json how a job ended that could not say it itself.
+
+    Args:
+        run_dir: the job's folder.
+        fields: of the job, known without having run it.
+        status: the ending.
+        error: one line.
+    """
+    begun: dict[str, Any] = {
+        "schema": SCHEMA,
+        "started": now(),
+        "heartbeat": now(),
+        "epochs": 0,
+        "steps": 0,
+        "timings": {},
+        "metrics": {},
+        "checkpoints": [],
+    }
+    # what an earlier attempt measured stays; who ended is said by fields
+    record = {**begun, **(record_of(run_dir) or {}), **fields}
+    ending = {"status": status, "error": error, "ended": now()}
+    write_atomically(run_dir / FILE_NAME, json.dumps({**record, **ending}, indent=2) + "\n")

@@ -1,0 +1,277 @@
+"""A sweep from its points to its exit status: check, plan, run, say what failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.record import command_line, now
+from cifar_lab.sweep import process
+from cifar_lab.sweep.folder import SweepFolder
+from cifar_lab.sweep.jobs import make_jobs
+from cifar_lab.sweep.points import Point, at, compose_point, varying, with_threads
+from cifar_lab.sweep.supervisor import SETTLED, Slot, Source, Supervisor, SweepJob
+from cifar_lab.sweep.tasks import CHECK, Check, Findings
+from cifar_lab.sweep.view import SweepView
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+# More jobs at a time than this, and memory is what runs out first.
+_MOST_CPU_SLOTS = 8
+
+
+class GridSource:
+    """The jobs of a list, in its order."""
+
+    def __init__(self, jobs: Sequence[SweepJob]) -> None:
+        self._queue = [job for job in jobs if job.status == "queued"]
+
+    def next(self) -> SweepJob | None:
+        """The next of the list."""
+        return self._queue.pop(0) if self._queue else None
+
+    def prunes(self, job: SweepJob) -> bool:
+        """A grid runs every point to its end."""
+        return False
+
+    def ended(self, job: SweepJob) -> None:
+        """The list stays as it is."""
+
+
+def run_grid(
+    master: DictConfig,
+    loader: ConfigLoader,
+    batch: Sequence[Sequence[str]],
+    *,
+    swept: Sequence[str] | None,
+) -> int:
+    """Runs every point that has not ended before; returns the exit status.
+
+    Args:
+        master: the sweep's own configuration, ``hydra.sweep.dir`` among it.
+        loader: Hydra's.
+        batch: each job's overrides.
+        swept: the keys that were given several values; None: those that differ in ``batch``.
+
+    Raises:
+        InputError: a point that can't be composed or built, or a folder in use; nothing has run.
+        Interrupted: stopped; the command that continues has been printed.
+    """
+    keys = varying(batch) if swept is None else swept
+    points = [compose_point(loader, master, overrides, keys) for overrides in batch]
+    folder = SweepFolder(Path(master.hydra.sweep.dir))
+    # before anything is checked: what has ended needs no check, and threads belong to the digest
+    threads = folder.threads()
+    if threads is not None:
+        points = [with_threads(point, threads) for point in points]
+    findings = check_points([p for p in points if threads is None or not _settled(folder, p)])
+    slots = make_slots(findings, master.slots, most=len(points))
+    if threads is None:
+        threads = max(1, _cores() // len(slots))
+        points = [with_threads(point, threads) for point in points]
+    with folder.locked():
+        folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
+        jobs = make_jobs(folder, points)
+        _print_plan(jobs, len(batch), slots, points[0].config["threads"], folder.path)
+        view = SweepView(jobs, sweep_dir=folder.path, slots=len(slots), expected=len(jobs))
+        return run_jobs(master, folder, jobs, GridSource(jobs), slots, view)
+
+
+def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Override]) -> int:
+    """Runs what an Optuna study asks for; returns the exit status.
+
+    Raises:
+        InputError, Interrupted: as `run_grid`.
+    """
+    from omegaconf import OmegaConf
+
+    from cifar_lab.sweep import search
+    from cifar_lab.sweep.space import parse_space
+
+    container = OmegaConf.to_container(master.sweep, resolve=True)
+    assert isinstance(container, dict)
+    settings = {str(key): value for key, value in container.items()}
+    search.check_settings(settings)
+    space = parse_space(overrides)
+    if settings["sampler"] == "grid":
+        space.grid()
+    keys = list(space.distributions)
+    folder = SweepFolder(Path(master.hydra.sweep.dir))
+    probes = [
+        compose_point(loader, master, space.overrides(values), keys) for values in space.probes()
+    ]
+    findings = check_points(probes)
+    slots = make_slots(findings, master.slots, most=settings["n_trials"])
+    threads = folder.threads() or max(1, _cores() // len(slots))
+
+    def make_point(chosen: list[str]) -> Point:
+        return with_threads(compose_point(loader, master, chosen, keys), threads)
+
+    with folder.locked():
+        folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
+        jobs: list[SweepJob] = []
+        study = search.open_study(
+            settings, folder, space, probes[0].config["trainer"].get("max_epochs")
+        )
+        source = search.StudySource(study, space, settings, folder, make_point, jobs)
+        threads = probes[0].config["threads"] or threads
+        _print_plan(jobs, len(jobs), slots, threads, folder.path, wanted=source.n_trials)
+        view = SweepView(jobs, sweep_dir=folder.path, slots=len(slots), expected=source.n_trials)
+        status = run_jobs(master, folder, jobs, source, slots, view)
+        for trial in source.best():
+            values = ", ".join(
+                f"{name} {value:.4f}"
+                for name, value in zip(settings["objectives"], trial.values, strict=True)
+            )
+            print(f"best: {trial.user_attrs.get('job')} ({values})", flush=True)
+    return status
+
+
+def run_jobs(
+    master: DictConfig,
+    folder: SweepFolder,
+    jobs: Sequence[SweepJob],
+    source: Source,
+    slots: Sequence[Slot],
+    view: SweepView,
+) -> int:
+    """Supervises a source to its end, lists what failed, and returns the exit status."""
+    supervisor = Supervisor(
+        slots=slots,
+        source=source,
+        view=view,
+        retries=master.retries,
+        job_timeout_s=master.job_timeout,
+        fail_fast=master.fail_fast,
+    )
+    try:
+        with view:
+            supervisor.run()
+    except Interrupted:
+        _print_failures(jobs)
+        _print_continue(folder.path)
+        raise
+    failed = _print_failures(jobs)
+    print(f"results: {folder.path / 'results.csv'}", flush=True)
+    if any(job.status in ("queued", "interrupted") for job in jobs):
+        _print_continue(folder.path)
+    return 1 if failed else 0
+
+
+def check_points(points: Sequence[Point]) -> Findings:
+    """Has a worker build what the points are made of.
+
+    Raises:
+        InputError: names the first point that is wrong, and how many more are.
+    """
+    findings = _ask_worker(points) or _ask_worker(points)  # its process may be lost, too
+    if findings is None:
+        raise InputError("the check of the points was killed twice; is there memory enough?")
+    if findings.wrong:
+        index, message = findings.wrong[0]
+        more = len(findings.wrong) - 1
+        further = f" ({more} further points are wrong)" if more else ""
+        raise InputError(f"{at(points[index].swept, message)}{further}")
+    return findings
+
+
+def _ask_worker(points: Sequence[Point]) -> Findings | None:
+    from multiprocessing import Pipe
+
+    ours, theirs = Pipe(duplex=False)
+    request = Check([point.cfg for point in points], theirs)
+    worker = process.start(CHECK, request, environment=os.environ, name="check")
+    theirs.close()
+    try:
+        findings: Findings = ours.recv()
+    except EOFError:
+        return None
+    finally:
+        ours.close()
+        process.kill(worker)
+        worker.join()
+    return findings
+
+
+def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list[Slot]:
+    """The places jobs run in; on CUDA each shows its processes the GPUs of that place alone.
+
+    Raises:
+        InputError: a job asks for more GPUs than there are.
+    """
+    if findings.kind != "cuda":
+        default = min(_cores(), _MOST_CPU_SLOTS) if findings.kind == "cpu" else 1
+        count = max(1, min(per_device or default, most))
+        return [Slot(findings.kind, {}) for _ in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(findings.devices)]
+    size = findings.per_job
+    if size > len(names):
+        raise InputError(f"trainer.devices={size}: this machine shows {len(names)} GPU(s)")
+    places = [names[i : i + size] for i in range(0, len(names) - size + 1, size)]
+    return [
+        Slot(f"cuda:{'+'.join(place)}", {"CUDA_VISIBLE_DEVICES": ",".join(place)})
+        for _ in range(per_device or 1)
+        for place in places
+    ][: max(1, most)]
+
+
+def _settled(folder: SweepFolder, point: Point) -> bool:
+    found = folder.find(point.digest, point.suffix)
+    return found is not None and found[1].get("status") in SETTLED
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _print_plan(
+    jobs: Sequence[SweepJob],
+    points: int,
+    slots: Sequence[Slot],
+    threads: int,
+    path: Path,
+    wanted: int | None = None,
+) -> None:
+    before = sum(job.before for job in jobs)
+    started = sum(job.status == "queued" and bool(job.record) for job in jobs)
+    parts = [f"{wanted or len(jobs)} jobs"]
+    parts += [f"{points - len(jobs)} more are the same as one of them"] * (points > len(jobs))
+    parts += [f"{before} ended before"] * bool(before)
+    parts += [f"{started} started before"] * bool(started)
+    devices = ", ".join(dict.fromkeys(slot.name for slot in slots))
+    parts += [f"{len(slots)} at a time on {devices}", f"{threads} CPU threads each"]
+    print(f"sweep: {'; '.join(parts)}\nfolder: {path}", flush=True)
+
+
+def _print_failures(jobs: Sequence[SweepJob]) -> bool:
+    failed = [job for job in jobs if job.status in ("failed", "diverged")]
+    sys.stdout.flush()
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} jobs failed:", file=sys.stderr)
+    for job in failed:
+        log = next(
+            (p for name in ("train.log", "console.log") if (p := job.run_dir / name).exists()),
+            job.run_dir,
+        )
+        print(f"  {job.point.label}: {job.status}: {job.error}; log: {log}", file=sys.stderr)
+    return bool(failed)
+
+
+def _print_continue(path: Path) -> None:
+    kept = [a for a in _arguments() if not a.startswith("hydra.sweep.dir=")]
+    command = command_line([*kept, f"hydra.sweep.dir={path}"])
+    print(f"cifar_lab: to continue: {command}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> list[str]:
+    return sys.argv[1:]

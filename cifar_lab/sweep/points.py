@@ -1,0 +1,121 @@
+"""The points of a sweep: composed, told apart by their digest, named by what was swept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_lab import config
+from cifar_lab.errors import InputError
+
+# Settings of the sweep as a whole: one value for all of its jobs.
+OF_THE_SWEEP = ("slots", "retries", "job_timeout", "fail_fast", "sweep")
+_DIGITS = 8  # of the digest, in a job's name: 2**32 of them
+
+
+@dataclass(frozen=True)
+class Point:
+    """One job to be.
+
+    Attributes:
+        overrides: what a person would type to run it alone.
+        swept: the values that make it this point, by key.
+        cfg: composed, with Hydra's node.
+        config: resolved, without it.
+        digest: of ``config``, by which a finished run of it is found again.
+    """
+
+    overrides: tuple[str, ...]
+    swept: dict[str, str]
+    cfg: DictConfig
+    config: dict[str, Any]
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """The swept values in one line."""
+        return " ".join(f"{key}={value}" for key, value in self.swept.items()) or "(nothing swept)"
+
+    @property
+    def suffix(self) -> str:
+        """The end of its folder's name, whatever else was swept when that was made."""
+        return f"-{self.digest[:_DIGITS]}"
+
+    @property
+    def folder_name(self) -> str:
+        """Short and plain: what was swept, and the digest's beginning."""
+        words = config.job_words([f"{key}={value}" for key, value in self.swept.items()])
+        return f"{'-'.join(words)[:80].strip('-.') or 'job'}{self.suffix}"
+
+
+def compose_point(
+    loader: ConfigLoader, master: DictConfig, overrides: Sequence[str], swept: Sequence[str]
+) -> Point:
+    """Composes one job's overrides.
+
+    Args:
+        loader: Hydra's.
+        master: the sweep's own configuration.
+        overrides: of one job, Hydra's own among them.
+        swept: the keys that were given several values.
+
+    Raises:
+        InputError: what `config.compose` refuses, with the point's name before it.
+    """
+    values = dict(split(override) for override in overrides)
+    chosen = {key.lstrip("+~"): values[key] for key in swept}
+    if of_the_sweep := sorted(set(chosen) & set(OF_THE_SWEEP)):
+        raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
+    try:
+        cfg = loader.load_sweep_config(master, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise at(chosen, str(config.explain(error, list(overrides)))) from error
+    resolved = config.run_config(cfg)
+    own = tuple(override for override in overrides if not _of_the_sweep(override))
+    return Point(own, chosen, cfg, resolved, config.digest(resolved))
+
+
+def with_threads(point: Point, threads: int) -> Point:
+    """The point with ``threads`` CPU threads, unless it says itself how many; says so in full."""
+    if point.cfg.threads is not None:
+        return point
+    cfg = point.cfg.copy()
+    with read_write(cfg), open_dict(cfg):
+        cfg.threads = threads
+    resolved = config.run_config(cfg)
+    kept = [override for override in point.overrides if split(override)[0] != "threads"]
+    overrides = (*kept, f"threads={threads}")
+    return Point(overrides, point.swept, cfg, resolved, config.digest(resolved))
+
+
+def varying(batch: Sequence[Sequence[str]]) -> list[str]:
+    """The keys with more than one value in a batch, where no sweeper says which were swept."""
+    seen: dict[str, set[str]] = {}
+    for overrides in batch:
+        for key, value in map(split, overrides):
+            seen.setdefault(key, set()).add(value)
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def at(swept: dict[str, str], message: str) -> InputError:
+    """The message with the point's name before it, unless it names the value itself."""
+    named = all(f"{key}={value}" in message for key, value in swept.items())
+    label = " ".join(f"{key}={value}" for key, value in swept.items())
+    return InputError(message if named or not label else f"{label}: {message}")
+
+
+def split(override: str) -> tuple[str, str]:
+    """Key and value of an override."""
+    key, _, value = override.partition("=")
+    return key, value
+
+
+def _of_the_sweep(override: str) -> bool:
+    ours = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run.dir")
+    return override.lstrip("+~").startswith(ours)

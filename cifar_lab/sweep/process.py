@@ -1,0 +1,130 @@
+"""One process per job, forked from a server that has imported everything once.
+
+``multiprocessing``'s fork server is the engine. Its children are fresh: what one of them does to
+globals, RNGs, the environment or CUDA ends with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import multiprocessing
+import os
+import pkgutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from cifar_lab import signals
+from cifar_lab.errors import Interrupted
+
+_PRELOAD = "cifar_lab.sweep.preload"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def warm_up() -> None:
+    """Starts the fork server, which imports while the caller goes on; again: costs nothing."""
+    with _importable():
+        _context()
+        forkserver.ensure_running()
+
+
+def start(
+    target: str,
+    argument: Any,
+    *,
+    environment: Mapping[str, str],
+    output: Path | None = None,
+    name: str | None = None,
+) -> ForkServerProcess:
+    """Runs ``target(argument)`` in a process of its own; what it returns is the exit status.
+
+    Args:
+        target: import path, ``package.module:function``.
+        argument: pickled.
+        environment: all of it; CUDA and thread pools read it at their first use, in the process.
+        output: file that standard output and error are appended to; None: this process's own.
+        name: of the process, for its messages.
+    """
+    arguments = (target, argument, dict(environment), None if output is None else str(output))
+    with _importable():
+        for last_try in (False, True):
+            process = _context().Process(target=enter, args=arguments, name=name)
+            try:
+                process.start()
+                break
+            except (OSError, EOFError):  # the server was killed just now: it is started anew
+                if last_try:
+                    raise
+    return process
+
+
+def kill(process: ForkServerProcess) -> None:
+    """SIGKILL to the process and to what it started."""
+    process.kill()
+    if process.pid is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def enter(target: str, argument: Any, environment: Mapping[str, str], output: str | None) -> None:
+    """Where every worker begins; ends with the status that ``target`` returns."""
+    os.setpgid(0, 0)  # so that `kill` reaches the ranks and loaders that a job starts
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to pass on
+    signals.install()
+    os.environ.clear()
+    os.environ.update(environment)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+    # Lightning starts further ranks as `python -m` what __main__ says it is
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("cifar_lab.__main__")
+    try:
+        sys.exit(pkgutil.resolve_name(target)(argument))
+    except Interrupted as stop:
+        sys.exit(stop.exit_status)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOAD])
+    return context
+
+
+def _end_with_parent() -> None:
+    # the supervisor's death closes a pipe; the fork server's sends a signal, where Linux is
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    # the server starts as `python -c` and would pass over a preload that it can't find in silence
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

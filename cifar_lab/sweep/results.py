@@ -1,0 +1,46 @@
+"""results.csv: a row for every job, current while the sweep runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.record import write_atomically
+from cifar_lab.sweep.supervisor import SweepJob
+
+_METRICS = ("val/acc", "val/loss", "test/acc", "test/loss", "train/acc", "train/loss")
+
+
+def write_results(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
+    """Replaces ``results.csv`` whole: job, status, the swept values, seed, epochs, metrics, time.
+
+    Accuracies are fractions; ``fit_s`` is seconds. A disk that refuses does not end the sweep: the
+    records hold all of it.
+    """
+    swept = list(dict.fromkeys(key for job in jobs for key in job.point.swept))
+    columns = ["job", "status", *swept, "seed", "epochs", *_METRICS, "fit_s", "error"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(columns)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_row(job) for job in jobs)
+    try:
+        write_atomically(sweep_dir / "results.csv", text.getvalue())
+    except OSError:
+        return
+
+
+def _row(job: SweepJob) -> dict[str, Any]:
+    metrics = job.record.get("metrics") or {}
+    return {
+        "job": job.run_dir.name,
+        "status": job.status,
+        **job.point.swept,
+        "seed": job.point.config["seed"],
+        "epochs": job.record.get("epochs"),
+        **{name: metrics.get(name) for name in _METRICS},
+        "fit_s": (job.record.get("timings") or {}).get("fit_s"),
+        "error": job.error,
+    }

@@ -1,0 +1,47 @@
+"""What the supervisor and its workers say to each other; neither side imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+CHECK = "cifar_lab.sweep.worker:check"
+RUN_JOB = "cifar_lab.sweep.worker:run_job"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Points to look at before the first job, and where the `Findings` go."""
+
+    cfgs: Sequence[DictConfig]
+    answer: Connection
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What only a process with torch can know.
+
+    Attributes:
+        wrong: (index, message) of every point that can't be built.
+        kind: of device: cuda, mps or cpu.
+        devices: how many of it this machine shows.
+        per_job: how many of it the largest point asks for.
+    """
+
+    wrong: list[tuple[int, str]]
+    kind: str
+    devices: int
+    per_job: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job: composed, and the folder it runs in."""
+
+    cfg: DictConfig
+    overrides: tuple[str, ...]
+    run_dir: Path

@@ -1,0 +1,242 @@
+"""The run folder's checkpoints: when they are written, what they hold, which one to go on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from cifar_lab import signals
+from cifar_lab.errors import InputError
+from cifar_lab.record import sync_folder
+from cifar_lab.training.agreement import agreed, is_time_to_agree
+from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.rng import rng_state
+from cifar_lab.training.sealed import DamagedError, load, seal
+
+log = logging.getLogger("cifar_lab")
+FOLDER = "checkpoints"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """``last.ckpt``, ``previous.ckpt`` and ``best.ckpt`` below the run folder's ``checkpoints/``.
+
+    Saved after every epoch, and within an epoch when ``every_minutes`` have passed. A checkpoint is
+    written beside, sealed with its digest, flushed and renamed, and the one before it is kept as
+    ``previous.ckpt``, so that one whole checkpoint exists at every instant. A state with a NaN in
+    it is never saved. RNG states of torch, CUDA, numpy and python travel along.
+
+    Args:
+        monitor: the metric that ``best.ckpt`` has the highest value of; where it isn't logged
+            (nothing held out) there is no ``best.ckpt``.
+        every_minutes: wall time between checkpoints inside an epoch; null: epochs only.
+    """
+
+    def __init__(self, *, monitor: str, every_minutes: float | None) -> None:
+        self._monitor = monitor
+        self._every_s = None if every_minutes is None else 60 * every_minutes
+        self._saved_at = time.monotonic()
+        self._epoch_over = False
+        self._validation_to_come = False
+        self.best_value: float | None = None
+        self.best_epoch: int | None = None
+        self.best_step: int | None = None
+        self.restored_rng: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves inside the epoch when it is time, but not where a validation may follow."""
+        if self._every_s is None or validation_may_follow(trainer, batch_idx):
+            return
+        if not is_time_to_agree(trainer, batch_idx):
+            return
+        if agreed(trainer, int(time.monotonic() - self._saved_at >= self._every_s)):
+            self.save_last(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the epoch, and keeps it as the best if it is."""
+        value = trainer.callback_metrics.get(self._monitor)
+        improved = value is not None and (self.best_value is None or float(value) > self.best_value)
+        if improved:
+            assert value is not None
+            self.best_value, self.best_epoch = float(value), trainer.current_epoch
+            self.best_step = trainer.global_step
+        self._epoch_over = True
+        try:
+            self.save_last(trainer, pl_module)
+        finally:
+            self._epoch_over = False
+        # a crash in between leaves an older best.ckpt: on_load_checkpoint sees and repairs it
+        if improved and trainer.is_global_zero:
+            folder = _folder(trainer)
+            link(folder / LAST, folder / BEST)
+
+    def save_before_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `save_last`; the run that continues from it begins with the whole validation."""
+        self._validation_to_come = True
+        try:
+            self.save_last(trainer, pl_module)
+        finally:
+            self._validation_to_come = False
+
+    def save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replaces ``last.ckpt``; raises Diverged instead of saving a state with a NaN in it."""
+        assert isinstance(pl_module, Classifier)
+        pl_module.assert_finite()
+        folder = _folder(trainer)
+        beside = folder / f".{LAST}.partial"
+        # a second Ctrl-C must not cost the checkpoint that the first one asked for
+        with signals.shielded():
+            trainer.save_checkpoint(beside, weights_only=False)
+            if trainer.is_global_zero:
+                seal(beside)
+                if (folder / LAST).exists():
+                    link(folder / LAST, folder / PREVIOUS)
+                os.replace(beside, folder / LAST)
+                sync_folder(folder)
+        self._saved_at = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what Lightning forgets: the last metrics, and that early stopping has spoken."""
+        checkpoint["run"] = {
+            "epochs": trainer.current_epoch + int(self._epoch_over),
+            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
+            "should_stop": trainer.should_stop,
+        }
+        if self._validation_to_come:
+            _enter_validation(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts ``best.ckpt`` in place where a crash came between it and ``last.ckpt``."""
+        trainer.should_stop = checkpoint["run"]["should_stop"]
+        ours = checkpoint["callbacks"][self.state_key]
+        if ours["best_step"] == checkpoint["global_step"] and trainer.is_global_zero:
+            link(Path(str(trainer.ckpt_path)), _folder(trainer) / BEST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, and every global RNG."""
+        best = ("best_value", "best_epoch", "best_step")
+        return {**{name: getattr(self, name) for name in best}, "rng": rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best so far; the RNGs are set when training starts."""
+        self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+        self.best_step = state_dict["best_step"]
+        self.restored_rng = state_dict["rng"]
+
+
+def validation_may_follow(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning may validate after this batch.
+
+    It skips the validation when it takes up a checkpoint that was written at such a batch's end.
+    """
+    every = trainer.val_check_batch
+    if trainer.is_last_batch or every is None:  # None: validation by wall time
+        return True
+    return trainer.check_val_every_n_epoch is None or (batch_idx + 1) % int(every) == 0
+
+
+def _enter_validation(fit_loop: dict[str, Any]) -> None:
+    # Lightning takes a validation up where a checkpoint shows it inside a step. Inside the first
+    # one, all of it is repeated (lightning 2.6.6, _TrainingEpochLoop.advance, _EvaluationLoop)
+    inside = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    fit_loop["epoch_loop.val_loop.batch_progress"] = {
+        "total": dict(inside),
+        "current": dict(inside),
+        "is_last_batch": False,
+    }
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the same file, put in place at once: checkpoints are never changed."""
+    beside = target.with_name(f".{target.name}.partial")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(beside, target)
+    beside.unlink(missing_ok=True)  # rename does nothing where both are names of one file
+    sync_folder(target.parent)
+
+
+# --- reading them again -------------------------------------------------------------------------
+
+
+def newest_usable(run_dir: Path) -> Path | None:
+    """The checkpoint to continue from: ``last.ckpt``, or ``previous.ckpt`` where that is damaged.
+
+    A damaged one is reported and set aside as ``*.damaged``; None where there is no checkpoint.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    folder = run_dir / FOLDER
+    damaged: list[tuple[Path, DamagedError]] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            load(path)
+        except DamagedError as error:
+            damaged.append((path, error))
+            continue
+        for bad, reason in damaged:
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+            log.warning("%s; kept as %s.damaged, going on from %s", reason, bad.name, path.name)
+        return path
+    if damaged:
+        raise InputError(
+            f"hydra.run.dir={run_dir}: {'; '.join(str(error) for _, error in damaged)}; "
+            "put a copy back into checkpoints/, or choose another folder to start over"
+        )
+    return None
+
+
+def best_checkpoint(run_dir: Path, best_step: int) -> dict[str, Any]:
+    """The checkpoint of the best epoch, from ``best.ckpt`` or from another that holds that step.
+
+    Raises:
+        DamagedError: none that is whole holds it.
+    """
+    reasons = []
+    for name in (BEST, LAST, PREVIOUS):
+        try:
+            found = load(run_dir / FOLDER / name)
+        except DamagedError as error:
+            reasons.append(str(error))
+            continue
+        if found["global_step"] == best_step:
+            if reasons:
+                log.warning("%s; testing %s, which holds the same step", reasons[0], name)
+            return found
+        reasons.append(f"{name} holds step {found['global_step']}")
+    raise DamagedError(f"no checkpoint holds the best epoch (step {best_step}): {reasons[0]}")
+
+
+def remove_partial(run_dir: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for path in (run_dir / FOLDER).glob(".*.partial"):
+        path.unlink(missing_ok=True)

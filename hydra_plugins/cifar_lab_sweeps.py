@@ -1,0 +1,116 @@
+"""How Hydra finds the launcher and the sweepers of cifar_lab: it looks in ``hydra_plugins`` only.
+
+Hydra imports this file in every run: what the plugins do lies in cifar_lab.sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+
+class SlotsLauncher(Launcher):
+    """Runs jobs in processes of their own, in slots of devices."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keeps what `launch` needs, and lets the fork server import meanwhile."""
+        from cifar_lab.sweep import process
+
+        self.hydra_context = hydra_context
+        self.config = config
+        self.swept: Sequence[str] | None = None
+        process.warm_up()
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Runs a batch to its end; a failed job ends the program with status 1."""
+        from cifar_lab.sweep.launch import run_grid
+
+        status = run_grid(
+            self.config, self.hydra_context.config_loader, job_overrides, swept=self.swept
+        )
+        if status:
+            raise SystemExit(status)
+        return []
+
+
+class PointsSweeper(BasicSweeper):
+    """All combinations, as Hydra's basic sweeper makes them, or the points an Optuna study wants.
+
+    Writes nothing before the check.
+    """
+
+    def __init__(self, params: dict[str, str] | None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Finds the sweep's folder: ``newest``, relative to the working directory, or as given."""
+        _resolve_folder(config)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs the grid, or under ``sweep=optuna`` the search."""
+        from cifar_lab.errors import InputError
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(
+            [*self._parse_config(), *arguments]
+        )
+        if OmegaConf.select(self.config, "sweep.sampler") is not None:
+            if not isinstance(self.launcher, SlotsLauncher):
+                raise InputError("sweep=optuna: needs hydra/launcher=slots")
+            return self._search(overrides)
+        swept = {override.get_key_element(): override for override in overrides}
+        keys = [key for key, override in swept.items() if override.is_sweep_override()]
+        for key in keys:
+            if not swept[key].is_discrete_sweep():
+                raise InputError(
+                    f"{swept[key].input_line}: a grid needs values, e.g. {key}=0.01,0.1; "
+                    "sweep=optuna searches intervals"
+                )
+        (batch,) = self.split_arguments(overrides, None)
+        if not batch:
+            raise InputError(f"{', '.join(keys)}: no values to sweep over; check the pattern")
+        if not isinstance(self.launcher, SlotsLauncher):
+            return super().sweep(arguments)
+        self.launcher.swept = keys
+        return self.launcher.launch(batch, initial_job_idx=0)
+
+    def _search(self, overrides: list[Override]) -> None:
+        from cifar_lab.errors import InputError
+
+        try:
+            import optuna  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "sweep=optuna: Optuna is not installed; pip install 'cifar-lab[optuna]'"
+            ) from error
+        from cifar_lab.sweep.launch import run_search
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        status = run_search(self.config, self.hydra_context.config_loader, overrides)
+        if status:
+            raise SystemExit(status)
+
+
+def _resolve_folder(config: DictConfig) -> None:
+    from cifar_lab.sweep.folder import resolve
+
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(resolve(config.hydra.sweep.dir))

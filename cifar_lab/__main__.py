@@ -37,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cifar_lab: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        from cifar_lab.record import command_line
+
+        # before a run folder was made: the same command is the one that continues
+        print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
         return stop.exit_status
+    except BrokenPipeError:  # `--help | head`: the reader has what it wanted
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+        return 0
 
 
 def _one_run(overrides: list[str]) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cifar_lab import config, signals
+from cifar_lab.build import build, device_name
+from cifar_lab.build import rank as rank
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.record import (
     FILE_NAME,
@@ -36,14 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cifar_lab")
 # How a rank that Lightning starts learns which checkpoint its first rank continues from.
 RESUME_VARIABLE = "CIFAR_LAB_RESUME_FROM"
-
-
-def rank() -> int:
-    """This process's rank as launchers tell it; 0 where nobody launched it."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return 0
 
 
 class Job:
@@ -186,60 +177,9 @@ class Job:
                 "choose a folder that can"
             ) from error
 
-    # --- building ------------------------------------------------------------------------------
-
     def build(self) -> None:
-        """Checks, then builds every part; on disk only the cache of decoded data is made.
-
-        Raises:
-            InputError: what the check or a constructor refuses, with the key's name before it.
-        """
-        config.check(self.cfg)  # loads what the targets need, torch and lightning among it
-        import lightning.pytorch as lightning
-        import torch
-
-        from cifar_lab.training.classifier import Classifier
-        from cifar_lab.training.fit import Parts
-        from cifar_lab.training.quiet import quiet_libraries
-
-        quiet_libraries()
-        config.check_devices(self.config["trainer"])
-        cfg = self.cfg
-        if cfg.threads is not None:
-            torch.set_num_threads(cfg.threads)
-        optimizer = _build("optimizer", cfg.optimizer)
-        # the library's own checks of its numbers, before anything is made
-        _called("optimizer", optimizer, [torch.nn.Parameter(torch.zeros(1))])
-        augment = _build("augment", cfg.augment)
-        data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
-        config.check_across(self.config)
-        with _spoken():
-            data.open()
-        lightning.seed_everything(cfg.seed, workers=False, verbose=False)
-        classifier = Classifier(
-            network=_build("model", cfg.model),
-            loss=_build("loss", cfg.loss),
-            optimizer=optimizer,
-            schedule=_build("scheduler", cfg.scheduler),
-            config=self.config,
-        )
-        loggers = [
-            _build(f"logger.{name}", node, **_save_dir(node, self.run_dir))
-            for name, node in (cfg.logger or {}).items()
-        ]
-        callbacks = [
-            _build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()
-        ]
-        trainer = _build(
-            "trainer",
-            cfg.trainer,
-            callbacks=callbacks,
-            logger=loggers or False,
-            default_root_dir=str(self.run_dir),
-            **_switches(callbacks, self.config),
-        )
-        data.check_world_size(trainer.world_size)
-        self._parts = Parts(trainer=trainer, classifier=classifier, data=data)
+        """Checks, then builds every part (`cifar_lab.build`); raises InputError."""
+        self._parts = build(self.cfg, self.run_dir)
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -320,7 +260,7 @@ class Job:
                 "tested": None,
                 "git": git_state(Path(__file__).parent),
                 "packages": package_versions(),
-                "device": _device_name(parts.trainer),
+                "device": device_name(parts.trainer),
                 "data": {
                     "name": dataset.name,
                     "layout": dataset.layout,
@@ -344,7 +284,10 @@ class Job:
             return 1
         from cifar_lab.training.summary import print_summary
 
-        print_summary(record.fields, self.run_dir)
+        try:
+            print_summary(record.fields, self.run_dir)
+        except (OSError, SystemExit):  # `| head` closed standard output; rich ends the process then
+            log.info("the closing table could not be printed")
         return 0
 
     def _ended(self, record: Record | None, error: BaseException) -> int:
@@ -441,83 +384,3 @@ def _say_once_if_the_log_fails() -> None:
                 print(f"cifar_lab: {path} can't be written: {sys.exc_info()[1]}", file=sys.stderr)
 
         handler.handleError = refuse  # type: ignore[method-assign]
-
-
-def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
-    """Instantiates the node with plain containers, then calls it with what only the door has."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        factory = instantiate(node, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        raise InputError(f"{path}: {config.first_line(str(error.__cause__ or error))}") from error
-    if node.get("_partial_", False):
-        return partial(factory, **runtime)
-    return _called(path, factory, **runtime)
-
-
-def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        return factory(*arguments, **runtime)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
-        raise InputError(f"{path}: {config.first_line(str(error))}") from error
-
-
-@contextmanager
-def _spoken() -> Iterator[None]:
-    """Fetching and decoding take long and come before there is a train.log: they speak up."""
-    data_log = logging.getLogger("cifar_lab.data")
-    handler = logging.StreamHandler(sys.stderr)
-    level, propagate = data_log.level, data_log.propagate
-    data_log.addHandler(handler)
-    data_log.propagate = False
-    data_log.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
-    try:
-        yield
-    finally:
-        data_log.removeHandler(handler)
-        data_log.propagate = propagate
-        data_log.setLevel(level)
-
-
-def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
-    import inspect
-
-    target = config.locate("logger", node["_target_"])
-    takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
-    return {"save_dir": str(run_dir)} if takes else {}
-
-
-def _switches(callbacks: list[Any], resolved: dict[str, Any]) -> dict[str, bool]:
-    """Trainer's switches that follow from the callbacks: without them Lightning adds its own."""
-    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-
-    derived = {
-        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
-        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
-    }
-    return {key: value for key, value in derived.items() if key not in resolved["trainer"]}
-
-
-def _device_name(trainer: Any) -> str:
-    import platform
-
-    import torch
-
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return f"{trainer.num_devices} x {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line.partition(":")[2] for line in file if line.startswith("model name")]
-        name = models[0].strip() if models else name
-    except OSError:
-        pass
-    return f"{device.type}: {name}, {os.cpu_count()} cores"

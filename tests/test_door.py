@@ -1,4 +1,4 @@
-"""Wrong input: status 2, one clear line, nothing on disk. Right input: a run folder and a record."""
+"""Wrong input: status 2, one clear line, nothing on disk. Right input: a folder and a record."""
 
 from __future__ import annotations
 
@@ -288,8 +288,9 @@ def test_a_signal_during_the_imports_ends_with_its_status(tmp_path: Path) -> Non
 
 def test_ranks_of_a_ddp_run_agree_with_one_process(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    status, _, err = _child(*TINY, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={run_dir}", cwd=tmp_path)
-    assert status == 0, err
+    arguments = (*TINY, "trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={run_dir}")
+    status, _, err = _child(*arguments, cwd=tmp_path)
+    assert (status, err) == (0, "")
     record = record_of(run_dir)
     assert (record["status"], record["steps"]) == ("finished", 16)
     assert len(np.load(run_dir / "predictions.npz")["labels"]) == 200

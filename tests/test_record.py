@@ -77,7 +77,7 @@ def test_a_number_given_to_another_process_since_is_not_mistaken_for_it(tmp_path
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
 def test_a_broken_record_is_a_value_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match="run.json|Expecting"):
+    with pytest.raises(ValueError, match=r"run\.json|Expecting"):
         read_record(tmp_path)
 
 

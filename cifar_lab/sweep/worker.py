@@ -37,6 +37,7 @@ def check(request: Check) -> int:
             config.check(cfg)
             resolved = config.run_config(cfg)
             kinds.append(config.accelerator(str(resolved["trainer"].get("accelerator", "auto"))))
+            config.check_across(resolved)
             per_job = max(per_job, _devices(resolved["trainer"].get("devices", 1)))
             parts = {json.dumps([key, node], sort_keys=True) for key, node in resolved.items()}
             # seeds and threads are only numbers; every other part is built once
@@ -46,6 +47,8 @@ def check(request: Check) -> int:
             seen |= parts
         except InputError as error:
             wrong.append((index, str(error)))
+        except Exception as error:  # what no check foresees is wrong all the same
+            wrong.append((index, config.first_line(f"{type(error).__name__}: {error}")))
     kind = "cuda" if "cuda" in kinds else kinds[0] if kinds else "cpu"
     count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}[kind]
     request.answer.send(Findings(wrong, kind, count, per_job if kind == "cuda" else 1))

@@ -1,0 +1,161 @@
+"""A composed configuration becomes parts; what a constructor refuses becomes one clear line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab import config
+from cifar_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cifar_lab.training.fit import Parts
+
+
+def rank() -> int:
+    """This process's rank as launchers tell it; 0 where nobody launched it."""
+    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 0
+
+
+def build(cfg: DictConfig, run_dir: Path) -> Parts:
+    """Checks, then builds every part; on disk only the cache of decoded data is made.
+
+    Raises:
+        InputError: what the check or a constructor refuses, with the key's name before it.
+    """
+    resolved = config.run_config(cfg)
+    config.check(cfg)  # loads what the targets need, torch and lightning among it
+    import lightning.pytorch as lightning
+    import torch
+
+    from cifar_lab.training.classifier import Classifier
+    from cifar_lab.training.fit import Parts
+    from cifar_lab.training.quiet import quiet_libraries
+
+    quiet_libraries()
+    config.check_devices(resolved["trainer"])
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    optimizer = _build("optimizer", cfg.optimizer)
+    # the library's own checks of its numbers, before anything is made
+    _called("optimizer", optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    augment = _build("augment", cfg.augment)
+    data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
+    config.check_across(resolved)
+    with _spoken():
+        data.open()
+    lightning.seed_everything(cfg.seed, workers=False, verbose=False)
+    classifier = Classifier(
+        network=_build("model", cfg.model),
+        loss=_build("loss", cfg.loss),
+        optimizer=optimizer,
+        schedule=_build("scheduler", cfg.scheduler),
+        config=resolved,
+    )
+    loggers = [
+        _build(f"logger.{name}", node, **_save_dir(node, run_dir))
+        for name, node in (cfg.logger or {}).items()
+    ]
+    callbacks = [_build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
+    trainer = _build(
+        "trainer",
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(run_dir),
+        **_switches(callbacks, resolved),
+    )
+    data.check_world_size(trainer.world_size)
+    return Parts(trainer=trainer, classifier=classifier, data=data)
+
+
+def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
+    """Instantiates the node with plain containers, then calls it with what only the door has."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        factory = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise InputError(f"{path}: {config.first_line(str(error.__cause__ or error))}") from error
+    if node.get("_partial_", False):
+        return partial(factory, **runtime)
+    return _called(path, factory, **runtime)
+
+
+def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return factory(*arguments, **runtime)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
+    except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+        raise InputError(f"{path}: {config.first_line(str(error))}") from error
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Fetching and decoding take long and come before there is a train.log: they speak up."""
+    data_log = logging.getLogger("cifar_lab.data")
+    handler = logging.StreamHandler(sys.stderr)
+    level, propagate = data_log.level, data_log.propagate
+    data_log.addHandler(handler)
+    data_log.propagate = False
+    data_log.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    try:
+        yield
+    finally:
+        data_log.removeHandler(handler)
+        data_log.propagate = propagate
+        data_log.setLevel(level)
+
+
+def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
+    import inspect
+
+    target = config.locate("logger", node["_target_"])
+    takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
+    return {"save_dir": str(run_dir)} if takes else {}
+
+
+def _switches(callbacks: list[Any], resolved: dict[str, Any]) -> dict[str, bool]:
+    """Trainer's switches that follow from the callbacks: without them Lightning adds its own."""
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    derived = {
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+    }
+    return {key: value for key, value in derived.items() if key not in resolved["trainer"]}
+
+
+def device_name(trainer: Any) -> str:
+    """What a trainer's devices are called, for the record."""
+    import platform
+
+    import torch
+
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.num_devices} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2] for line in file if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    except OSError:
+        pass
+    return f"{device.type}: {name}, {os.cpu_count()} cores"

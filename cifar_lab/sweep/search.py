@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,8 @@ def open_study(
         raise InputError(f"sweep.study={settings['study']}: holds a study of other objectives")
     # a study that is taken up again goes on in its sequence: it must not draw its beginning twice
     seed = settings["seed"] + len(study.get_trials(deepcopy=False))
+    if settings["storage"] is not None:  # nor what another machine draws at the same moment
+        seed = (seed + zlib.crc32(str(folder.path).encode())) % 2**32
     study.sampler = (
         optuna.samplers.TPESampler(seed=seed)
         if settings["sampler"] == "tpe"

@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_run(overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
-    from cifar_lab import config, job
+    from cifar_lab import checks, config, job
 
     cfg = config.compose(overrides)
-    config.check_not_a_sweep(cfg)
+    checks.check_not_a_sweep(cfg)
     HydraConfig.instance().set_config(cfg)
     run_dir = Path(cfg.hydra.run.dir).absolute()
     ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import config
+from cifar_lab import checks, config
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         InputError: what the check or a constructor refuses, with the key's name before it.
     """
     resolved = config.run_config(cfg)
-    config.check(cfg)  # loads what the targets need, torch and lightning among it
+    checks.check(cfg)  # loads what the targets need, torch and lightning among it
     import lightning.pytorch as lightning
     import torch
 
@@ -44,7 +44,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     from cifar_lab.training.quiet import quiet_libraries
 
     quiet_libraries()
-    config.check_devices(resolved["trainer"])
+    checks.check_devices(resolved["trainer"])
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = _build("optimizer", cfg.optimizer)
@@ -52,7 +52,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     _called("optimizer", optimizer, [torch.nn.Parameter(torch.zeros(1))])
     augment = _build("augment", cfg.augment)
     data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
-    config.check_across(resolved)
+    checks.check_across(resolved)
     with _spoken():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
@@ -126,7 +126,7 @@ def _spoken() -> Iterator[None]:
 def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
     import inspect
 
-    target = config.locate("logger", node["_target_"])
+    target = checks.locate("logger", node["_target_"])
     takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
     return {"save_dir": str(run_dir)} if takes else {}
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cifar_lab import config, signals
+from cifar_lab import checks, config, signals
 from cifar_lab.build import build, device_name
 from cifar_lab.build import rank as rank
 from cifar_lab.errors import Diverged, InputError, Interrupted
@@ -155,7 +155,7 @@ class Job:
         from cifar_lab.training.schedules import depends_on_length
 
         target = str(self.config["scheduler"]["_target_"])
-        if depends_on_length(config.locate("scheduler", target)):
+        if depends_on_length(checks.locate("scheduler", target)):
             name = target.rpartition(".")[2]
             return f"whose learning rates depend on that number (scheduler={name})"
         if self.config["trainer"].get("max_steps", -1) != -1:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lab import config
+from cifar_lab import checks, config
 from tests.conftest import REPOSITORY
 
 GROUPS = sorted(
@@ -19,7 +19,7 @@ GROUPS = sorted(
 def test_every_file_composes_and_is_checked(name: str) -> None:
     group, _, option = name.rpartition("/")
     cfg = config.compose([f"{group}={option}"] if group else [])
-    config.check(cfg)
+    checks.check(cfg)
 
 
 @pytest.mark.parametrize("experiment", ["report_cnn", "report_resnet10"])

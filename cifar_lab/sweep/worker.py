@@ -16,7 +16,7 @@ from hydra import version
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
-from cifar_lab import config
+from cifar_lab import checks, config
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
 from cifar_lab.record import command_line
@@ -34,10 +34,10 @@ def check(request: Check) -> int:
     kinds, per_job = [], 1
     for index, cfg in enumerate(request.cfgs):
         try:
-            config.check(cfg)
+            checks.check(cfg)
             resolved = config.run_config(cfg)
-            kinds.append(config.accelerator(str(resolved["trainer"].get("accelerator", "auto"))))
-            config.check_across(resolved)
+            kinds.append(checks.accelerator(str(resolved["trainer"].get("accelerator", "auto"))))
+            checks.check_across(resolved)
             per_job = max(per_job, _devices(resolved["trainer"].get("devices", 1)))
             parts = {json.dumps([key, node], sort_keys=True) for key, node in resolved.items()}
             # seeds and threads are only numbers; every other part is built once

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: failed or diverged. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
     signals.install()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         if any(argument.startswith("-") for argument in arguments):
             return _through_hydra(arguments)
@@ -39,12 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         from cifar_lab.record import command_line
 
-        # before a run folder was made: the same command is the one that continues
-        print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
+        if not stop.told:  # before there was a folder: the same command is the one that continues
+            print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # `--help | head`: the reader has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
         return 0
+
+
+def _home(argument: str) -> str:
+    """``data.root=~/x`` with the folder in place of ``~``, which shells leave and Hydra refuses."""
+    key, equals, value = argument.partition("=")
+    return key + equals + os.path.expanduser(value) if value.startswith("~/") else argument
 
 
 def _one_run(overrides: list[str]) -> int:

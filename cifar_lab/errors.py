@@ -20,8 +20,10 @@ class Interrupted(BaseException):
 
     Attributes:
         exit_status: 128 + the signal's number.
+        told: whether the command that continues has been printed already.
     """
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by signal {signum}")
         self.exit_status = 128 + signum
+        self.told = False

@@ -86,6 +86,15 @@ def test_a_run_folder_that_can_not_be_written_is_wrong_input(lab: Lab, tmp_path:
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_tilde_stands_for_the_home_folder(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, _, err = lab("data.root=~/nothing.zip")
+    assert status == 2
+    assert f"data.root={tmp_path}/nothing.zip" in err
+
+
 def test_an_unknown_flag_is_wrong_input(lab: Lab) -> None:
     status, _, err = lab("--frobnicate")
     assert status == 2

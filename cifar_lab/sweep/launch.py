@@ -154,9 +154,10 @@ def run_jobs(
     try:
         with view:
             supervisor.run()
-    except Interrupted:
+    except Interrupted as stop:
         _print_failures(jobs)
         _print_continue(folder.path)
+        stop.told = True
         raise
     failed = _print_failures(jobs)
     print(f"results: {folder.path / 'results.csv'}", flush=True)

@@ -25,7 +25,7 @@ sweep: setup  ## all combinations: make sweep ARGS="optimizer.lr=0.01,0.03 seed=
 	@$(PYTHON) -m cifar_lab -m $(ARGS)
 
 dashboard: setup  ## TensorBoard on outputs/, on this machine only
-	@$(VENV)/bin/tensorboard --logdir outputs --bind_all=false --host localhost $(ARGS)
+	@$(VENV)/bin/tensorboard --logdir outputs --host localhost $(ARGS)
 
 test: setup  ## the quick tests
 	@$(PYTHON) -m pytest -m "not slow" $(ARGS)

@@ -101,6 +101,24 @@ def test_an_unknown_flag_is_wrong_input(lab: Lab) -> None:
     assert "--frobnicate" in err
 
 
+def test_the_console_script_completes_groups_and_keys(tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        script = Path(sys.executable).with_name("cifar-lab")
+        variables = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        done = subprocess.run(
+            [script, "-sc", "query=bash"],
+            cwd=tmp_path,
+            env=environment(**variables),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.split()
+
+    assert completed("cifar-lab model=") == ["model=cnn", "model=resnet10"]
+    assert completed("cifar-lab optimizer.l") == ["optimizer.lr="]
+
+
 def test_help_names_every_group_and_an_example(lab: Lab) -> None:
     status, out, _ = lab("--help")
     assert status == 0

@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,34 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     """run.json as it lies on disk."""
     fields: dict[str, Any] = json.loads((run_dir / "run.json").read_text())
     return fields
+
+
+# What every data module is told, beside its own source, augmentation and seed.
+FEED: dict[str, Any] = {
+    "val_seed": 0,
+    "normalization": "channel",
+    "drop_last": False,
+    "shuffle": True,
+    "loader": "device",
+    "workers": 0,
+    "transform": None,
+    "channels_last": False,
+}
+
+
+def started(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A run in a process of its own that has written its first checkpoint; its stderr is piped."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar_lab", *arguments, f"hydra.run.dir={run_dir}"],
+        env=environment(),
+        cwd=run_dir.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run_dir / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
 
 
 def environment(**more: str) -> dict[str, str]:

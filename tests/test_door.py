@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY, environment, record_of
+from tests.conftest import TINY, environment, record_of, started
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -271,21 +270,11 @@ def _child(*arguments: str, cwd: Path) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_how_to_continue_and_does(
-    tmp_path: Path, signum: signal.Signals, status: int, lab: Lab
+def test_a_stopped_run_says_how_to_continue(
+    tmp_path: Path, signum: signal.Signals, status: int
 ) -> None:
     run_dir = tmp_path / "run"
-    arguments = [*TINY, "trainer.max_epochs=300", f"hydra.run.dir={run_dir}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab", *arguments],
-        env=environment(),
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (run_dir / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = started(run_dir, *TINY, "trainer.max_epochs=300")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status

@@ -54,7 +54,7 @@ def run(
         DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
     trainer, data = parts.trainer, parts.data
-    timings = Timings(batch_size=data.batch_size, started=started)
+    timings = Timings(started=started)
     checkpoints = _add_callbacks(parts, record, timings, run_dir)
     carried = _take_up(parts, record, run_dir, resume_from)
     with signals.deferred():

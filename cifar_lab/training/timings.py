@@ -23,8 +23,7 @@ class Timings(Callback):
     leaves out what a crash threw away; the rates are of the last start that made enough steps.
     """
 
-    def __init__(self, *, batch_size: int, started: float) -> None:
-        self._batch_size = batch_size
+    def __init__(self, *, started: float) -> None:
         self._process_started = started
         self._steps = 0
         self._images = 0

@@ -18,22 +18,16 @@ from cifar_lab.data.loader import BatchLoader
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.data.torchvision_loader import TorchvisionLoader, per_sample
 from cifar_lab.errors import InputError
+from tests import conftest
 
 NONE = Pipeline(transforms={})
 STANDARD = Pipeline(
     transforms={"flip": RandomFlip(p=0.5), "crop": RandomCrop(padding=4, mode="zero")}
 )
 FEED: dict[str, Any] = {
+    **conftest.FEED,
     "batch_size": 20,
     "val_size": 50,
-    "val_seed": 0,
-    "normalization": "channel",
-    "drop_last": False,
-    "shuffle": True,
-    "loader": "device",
-    "workers": 0,
-    "transform": None,
-    "channels_last": False,
     "augment": NONE,
     "seed": 0,
 }

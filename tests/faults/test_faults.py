@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_lab.training.sealed import load
-from tests.conftest import TINY, environment, record_of
+from tests.conftest import TINY, record_of, started
 from tests.faults import door
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -354,16 +353,7 @@ def test_sigterm_to_the_first_process_of_a_ddp_run_ends_all_of_them(
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = (*TINY, "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=300")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab", *arguments, f"hydra.run.dir={run_dir}"],
-        env=environment(),
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (run_dir / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
+    process = started(run_dir, *arguments)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)

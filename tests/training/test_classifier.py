@@ -18,6 +18,7 @@ from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.quiet import quiet_libraries
 from cifar_lab.training.schedules import constant, cosine
+from tests.conftest import FEED
 
 SCHEDULE = partial(cosine, warmup_fraction=0.1, final_factor=0.0)
 EPOCHS = 2
@@ -25,19 +26,12 @@ EPOCHS = 2
 
 def data(**changes: object) -> Synthetic:
     settings: dict[str, object] = {
+        **FEED,
         "train_size": 300,
         "test_size": 90,
         "data_seed": 0,
         "batch_size": 40,
         "val_size": 60,
-        "val_seed": 0,
-        "normalization": "channel",
-        "drop_last": False,
-        "shuffle": True,
-        "loader": "device",
-        "workers": 0,
-        "transform": None,
-        "channels_last": False,
         "augment": Pipeline(transforms={"flip": RandomFlip(p=0.5)}),
         "seed": 3,
     }

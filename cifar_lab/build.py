@@ -40,11 +40,12 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     import torch
 
     from cifar_lab.training.classifier import Classifier
+    from cifar_lab.training.compiled import prepare
     from cifar_lab.training.fit import Parts
     from cifar_lab.training.quiet import quiet_libraries
 
     quiet_libraries()
-    checks.check_devices(resolved["trainer"])
+    kind = checks.check_devices(resolved["trainer"])
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = _build("optimizer", cfg.optimizer)
@@ -56,8 +57,10 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     with _spoken():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
+    network = _build("model", cfg.model)
+    prepare(network, device=kind, channels_last=cfg.channels_last, mode=cfg.compile.name)
     classifier = Classifier(
-        network=_build("model", cfg.model),
+        network=network,
         loss=_build("loss", cfg.loss),
         optimizer=optimizer,
         schedule=_build("scheduler", cfg.scheduler),
@@ -77,7 +80,9 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         **_switches(callbacks, resolved),
     )
     data.check_world_size(trainer.world_size)
-    return Parts(trainer=trainer, classifier=classifier, data=data)
+    return Parts(
+        trainer=trainer, classifier=classifier, data=data, steps_per_call=cfg.steps_per_call
+    )
 
 
 def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
@@ -90,7 +95,8 @@ def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
     except InstantiationException as error:
         raise InputError(f"{path}: {config.first_line(str(error.__cause__ or error))}") from error
     if node.get("_partial_", False):
-        return partial(factory, **runtime)
+        # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
+        return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
     return _called(path, factory, **runtime)
 
 

@@ -223,6 +223,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
     threads = config["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
+    steps = config["steps_per_call"]
+    if steps is not None and steps < 1:
+        raise InputError(f"steps_per_call={steps}: must be at least 1, or null to suit the device")
     for key, least in (("slots", 1), ("retries", 0)):
         if config[key] is not None and config[key] < least:
             raise InputError(f"{key}={config[key]}: must be at least {least}")
@@ -253,8 +256,12 @@ def check_across(config: dict[str, Any]) -> None:
             )
 
 
-def check_devices(trainer: dict[str, Any]) -> None:
-    """Whether this machine has the devices and the precision asked for; raises InputError."""
+def check_devices(trainer: dict[str, Any]) -> str:
+    """The kind of device: cuda, mps or cpu.
+
+    Raises:
+        InputError: this machine doesn't have the devices or the precision asked for.
+    """
     import os
 
     import torch
@@ -274,6 +281,7 @@ def check_devices(trainer: dict[str, Any]) -> None:
             f"trainer.devices={devices}: this machine has {present} {unit}, counted from 0"
         )
     _check_precision(str(trainer.get("precision", "32-true")), kind)
+    return kind
 
 
 def accelerator(name: str) -> str:

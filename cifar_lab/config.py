@@ -30,6 +30,7 @@ CONFIG_NAME = "config"
 # Neither the result nor the data depend on these keys: they are no part of a run's identity.
 NOT_IDENTITY = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
+    "steps_per_call",
     *("slots", "retries", "job_timeout", "fail_fast", "sweep"),
 )
 
@@ -40,6 +41,14 @@ class Resume(Enum):
     auto = "auto"
     never = "never"
     must = "must"
+
+
+class Compile(Enum):
+    """How the network is compiled."""
+
+    none = "none"
+    default = "default"
+    max = "max"
 
 
 @dataclass
@@ -57,6 +66,9 @@ class Root:
     logger: Any = MISSING
     seed: int = MISSING
     threads: int | None = MISSING
+    channels_last: bool = MISSING
+    compile: Compile = MISSING
+    steps_per_call: int | None = MISSING
     resume: Resume = MISSING
     slots: int | None = MISSING
     retries: int = MISSING

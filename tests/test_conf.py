@@ -37,6 +37,7 @@ def test_the_report_is_followed_to_the_letter(experiment: str) -> None:
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 0.0,
+        "fused": True,  # the same update in one kernel
     }
     assert resolved["scheduler"]["_target_"].endswith("constant")
     assert resolved["loss"]["label_smoothing"] == 0.0

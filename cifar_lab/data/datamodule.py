@@ -17,7 +17,7 @@ from torch import Tensor
 from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.checks import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
-from cifar_lab.data.epoch import EpochLoader, Share
+from cifar_lab.data.epoch import Blocks, EpochLoader, Share
 from cifar_lab.data.loader import BatchLoader, as_tensor, place
 from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
 from cifar_lab.errors import InputError
@@ -40,7 +40,7 @@ class DataModule(LightningDataModule, ABC):
         workers: worker processes of the torchvision loader.
         transform: for the torchvision loader, instead of `augment`: (3, 32, 32) uint8 to the same,
             or to float in [0, 1], drawing from torch's global generator; normalization follows.
-        channels_last: memory format of the images.
+        channels_last: memory format of the images; contiguous on MPS all the same.
         augment: of the training images.
         seed: of training order and augmentation.
     """
@@ -81,6 +81,7 @@ class DataModule(LightningDataModule, ABC):
             check_per_sample(self.augment)
         self._dataset: Dataset | None = None
         self._placed: dict[tuple[str, torch.device], Tensor] = {}
+        self._blocks: Blocks | None = None
 
     @abstractmethod
     def _read(self) -> Dataset:
@@ -149,9 +150,16 @@ class DataModule(LightningDataModule, ABC):
         )
         if self.loader == "torchvision":
             return self._torchvision_loader(share)
-        return self._batch_loader(
+        loader = self._batch_loader(
             "train", self.train_indices, share, pipeline=self.augment, shuffle=self.shuffle
         )
+        loader.blocks = self._blocks
+        return loader
+
+    def hand_out_blocks(self, blocks: Blocks) -> None:
+        """From now on training batches come in blocks; for `loader="device"` alone."""
+        assert self.loader == "device"
+        self._blocks = blocks
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The held-out images in stored order, all of them in every process; [] without any."""
@@ -196,7 +204,7 @@ class DataModule(LightningDataModule, ABC):
             seed=self.seed,
             shuffle=shuffle,
             device=device,
-            channels_last=self.channels_last,
+            channels_last=self.channels_last and device.type != "mps",
         )
 
     def _torchvision_loader(self, share: Share) -> EpochLoader:
@@ -221,7 +229,7 @@ class DataModule(LightningDataModule, ABC):
             shuffle=self.shuffle,
             workers=self.workers,
             device=self._device,
-            channels_last=self.channels_last,
+            channels_last=self.channels_last and self._device.type != "mps",
         )
 
     @property

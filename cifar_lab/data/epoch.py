@@ -11,7 +11,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+# images (B, 3, H, W) and labels (B, ...); of a block: (K, B, 3, H, W) and (K, B, ...)
 Batch = tuple[Tensor, Tensor]
+
+
+def batches_in(batch: Batch) -> int:
+    """1, or K of a block."""
+    images, _ = batch
+    return len(images) if images.ndim == 5 else 1
+
+
+def images_in(batch: Batch) -> int:
+    """Images of a batch or a block."""
+    images, _ = batch
+    return len(images) * images.shape[1] if images.ndim == 5 else len(images)
 
 
 def stream(seed: int, epoch: int, purpose: Literal["order", "augment"]) -> Generator:
@@ -38,11 +51,17 @@ class EpochLoader(ABC):
     finds `set_epoch` through `batch_sampler.sampler`, as with torch's own loader. (There is no
     `sampler` itself: `Trainer(overfit_batches=)` would warn that it turns shuffling off, and not
     do it. `data.shuffle=false` does.)
+
+    Attributes:
+        epoch: from 0.
+        position: batches of it that were handed out.
+        blocks: how several batches at a time are handed out, stacked; None: one by one.
     """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.position = 0
+        self.blocks: Blocks | None = None
         self._begun = False
         self._resumed = False
 
@@ -65,7 +84,7 @@ class EpochLoader(ABC):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next `iter` hands out the batches that the saved epoch still had to come."""
         self.epoch, self.position = state["epoch"], state["position"]
-        if self.position >= len(self):
+        if self.position >= self.num_batches:
             self.epoch, self.position = self.epoch + 1, 0
         self._begun, self._resumed = False, True
 
@@ -75,19 +94,72 @@ class EpochLoader(ABC):
         if self._begun:
             self.epoch, self.position = self.epoch + 1, 0
         self._begun, self._resumed = True, False
-        first = self.position
-        for index, batch in enumerate(self._batches(self.epoch, first), first):
+        for batch in self._batches(self.epoch, self.position):
             # before the yield: a checkpoint written after this batch's step must not repeat it
-            self.position = index + 1
+            self.position += batches_in(batch)
             yield batch
 
-    @abstractmethod
     def __len__(self) -> int:
+        """What a whole epoch hands out: batches, or blocks of them."""
+        return self.num_batches if self.blocks is None else self.blocks.per_epoch
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
         """The number of batches of a whole epoch."""
 
     @abstractmethod
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on."""
+        """The batches (or blocks) of an epoch from batch number `first` on."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An epoch cut into blocks of `size` batches, on a grid that begins with the epoch.
+
+    A short last batch is a block of its own. An epoch that is taken up inside a block goes on to
+    that block's end, so that a run may change its `size` between two starts.
+
+    Attributes:
+        size: batches in a block.
+        full: batches of an epoch that have all their images.
+        batches: full ones, and the short last one where it is used.
+        max_steps: batches of the whole fit, at which a block ends; None: no bound.
+    """
+
+    size: int
+    full: int
+    batches: int
+    max_steps: int | None
+
+    def __post_init__(self) -> None:
+        assert self.size > 0
+        assert 0 <= self.full <= self.batches <= self.full + 1
+
+    @property
+    def per_epoch(self) -> int:
+        """Blocks of an epoch."""
+        return self.index(self.batches)
+
+    def index(self, position: int) -> int:
+        """Blocks that are over when `position` batches are; begun ones don't count."""
+        if position < self.full:
+            return position // self.size
+        return -(-self.full // self.size) + position - self.full
+
+    def position(self, index: int) -> int:
+        """Batches that are over when `index` blocks are."""
+        whole = -(-self.full // self.size)
+        return min(index * self.size, self.full) + max(0, index - whole)
+
+    def end(self, epoch: int, position: int) -> int:
+        """Where the block ends that goes on from `position`."""
+        if position >= self.full:
+            return position + 1
+        end = min(self.full, (position // self.size + 1) * self.size)
+        if self.max_steps is not None and epoch * self.batches + position < self.max_steps:
+            end = min(end, self.max_steps - epoch * self.batches)
+        return end
 
 
 @dataclass(frozen=True)

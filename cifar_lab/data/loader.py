@@ -107,8 +107,10 @@ class BatchLoader(EpochLoader):
         self._shuffle = shuffle
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __len__(self) -> int:
-        return self.share.num_batches
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, on every rank."""
+        return self.share.num_batches if self.blocks is None else self.blocks.batches
 
     def plan(self, epoch: int) -> Plan:
         """Draws the whole epoch at once; a function of (seed, epoch) and the rank."""
@@ -171,5 +173,15 @@ class BatchLoader(EpochLoader):
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         plan = self.plan(epoch)
-        for index in range(first, len(self)):
-            yield self.batch(plan, index)
+        if self.blocks is None:
+            for index in range(first, self.num_batches):
+                yield self.batch(plan, index)
+            return
+        while first < self.num_batches:
+            end = self.blocks.end(epoch, first)
+            if first < self.blocks.full:
+                yield self.block(plan, first, end - first)
+            else:
+                images, labels = self.batch(plan, first)
+                yield images[None], labels[None]
+            first = end

@@ -112,7 +112,9 @@ class TorchvisionLoader(EpochLoader):
             generator=torch.Generator(),
         )
 
-    def __len__(self) -> int:
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, on every rank."""
         return self.share.num_batches
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:

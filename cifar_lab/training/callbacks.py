@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cifar_lab import signals
 from cifar_lab.record import Record
 from cifar_lab.training.agreement import agreed, is_time_to_agree
+from cifar_lab.training.blocks import KnowsBlocks
 from cifar_lab.training.checkpoints import Checkpoints, validation_may_follow
 from cifar_lab.training.rng import set_rng_state
 from cifar_lab.training.timings import Timings
@@ -56,7 +57,7 @@ class RestoreRng(Callback):
             set_rng_state(self._checkpoints.restored_rng)
 
 
-class StopInOrder(Callback):
+class StopInOrder(Callback, KnowsBlocks):
     """Ends the fit after Ctrl-C or SIGTERM, with a checkpoint of where it stands.
 
     In training: after the step, except where a validation may follow; there, before the

@@ -16,6 +16,7 @@ from cifar_lab import signals
 from cifar_lab.errors import InputError
 from cifar_lab.record import sync_folder
 from cifar_lab.training.agreement import agreed, is_time_to_agree
+from cifar_lab.training.blocks import KnowsBlocks
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.rng import rng_state
 from cifar_lab.training.sealed import DamagedError, load, seal
@@ -25,7 +26,7 @@ FOLDER = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(Checkpoint, KnowsBlocks):
     """``last.ckpt``, ``previous.ckpt`` and ``best.ckpt`` below the run folder's ``checkpoints/``.
 
     Saved after every epoch, and within an epoch when ``every_minutes`` have passed. A checkpoint is

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from cifar_lab.data.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
-
-Batch = tuple[Tensor, Tensor]
+from cifar_lab.training.blocks import size_of, translate_progress
 
 
 class Classifier(LightningModule):
@@ -61,6 +62,7 @@ class Classifier(LightningModule):
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._carried: Tensor | None = None
+        self._blocks: Blocks | None = None
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 10)
         self.test_labels = torch.empty(0, dtype=torch.int64)
@@ -70,10 +72,17 @@ class Classifier(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def train_on(self, blocks: Blocks | None) -> None:
+        """Says what the training batches will be: blocks, or None for single batches."""
+        self._blocks = blocks
+        self.automatic_optimization = blocks is None
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
         optimizer = self._make_optimizer(self.parameters())
         scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, _fit_steps(self.trainer)))
+        if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -93,8 +102,26 @@ class Classifier(LightningModule):
             self._sums += torch.stack((loss * count, correct, correct.new_tensor(count)))
         return loss, logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The mean loss of one batch; or, of a block, all optimizer steps and no loss."""
+        if self._blocks is None:
+            return self._training_loss(batch)
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(scheduler, LambdaLR)
+        for images, labels in zip(*batch, strict=True):
+            loss = self._training_loss((images, labels))
+            optimizer.zero_grad()
+            # mixed precision is for the forward pass; around a whole call Lightning can't know
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(loss)
+            optimizer.step()
+            scheduler.step()
+        # the number that loggers are given counts steps; Lightning adds one for this call
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped += batches_in(batch) - 1
+        return None
+
+    def _training_loss(self, batch: Batch) -> Tensor:
         loss, _ = self._step(batch)
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
@@ -109,7 +136,8 @@ class Classifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the sums and keeps its logits."""
         _, logits = self._step(batch)
-        self._test_outputs.append((logits.float(), batch[1]))
+        # a copy: in a CUDA graph the next batch's logits come to lie where these do
+        self._test_outputs.append((logits.to(torch.float32, copy=True), batch[1]))
 
     # --- what is read, once a split --------------------------------------------------------------
 
@@ -153,6 +181,9 @@ class Classifier(LightningModule):
         self._reset()
         self._epoch_open = True
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keeps the gradients through a validation: `GradNorm` reads them where the epoch ends."""
+
     def on_validation_epoch_start(self) -> None:
         """Sets the training sums aside: validation runs inside the training epoch."""
         self.assert_finite()
@@ -190,9 +221,11 @@ class Classifier(LightningModule):
         sums = self._sums if self._train_sums is None else self._train_sums
         checkpoint["train_sums"] = sums.cpu() if self._epoch_open else None
         checkpoint["lr"] = self._lr
+        checkpoint["steps_per_call"] = size_of(self._blocks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
+        translate_progress(checkpoint, self._blocks)
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
 
@@ -236,7 +269,7 @@ def _fit_steps(trainer: Trainer) -> int:
     hands it the position that a checkpoint holds, and a resumed epoch would begin again.
     """
     limit = trainer.limit_train_batches
-    batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    batches = trainer.datamodule.train_dataloader().num_batches  # type: ignore[attr-defined]
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     per_epoch = -(-batches // trainer.accumulate_grad_batches)
     bounds = [trainer.max_steps] if trainer.max_steps > -1 else []

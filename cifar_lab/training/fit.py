@@ -15,6 +15,8 @@ from cifar_lab import signals
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.record import Record, write_atomically
 from cifar_lab.training import checkpoints as files
+from cifar_lab.training.allocator import keep_freed_memory
+from cifar_lab.training.blocks import arrange
 from cifar_lab.training.callbacks import KeepRecord, RestoreRng, StopInOrder, metrics_of
 from cifar_lab.training.checkpoints import Checkpoints
 from cifar_lab.training.classifier import Classifier
@@ -35,6 +37,7 @@ class Parts:
     trainer: Trainer
     classifier: Classifier
     data: DataModule
+    steps_per_call: int | None = None  # None: what suits the device
 
 
 def run(
@@ -54,8 +57,11 @@ def run(
         DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
     trainer, data = parts.trainer, parts.data
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     timings = Timings(started=started)
     checkpoints = _add_callbacks(parts, record, timings, run_dir)
+    parts.classifier.train_on(arrange(trainer, data, parts.steps_per_call))
     carried = _take_up(parts, record, run_dir, resume_from)
     with signals.deferred():
         trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -110,8 +116,10 @@ def _take_up(
     for logger in parts.trainer.loggers:
         if logged and isinstance(logger, MetricsCsv | TensorBoard):
             logger.resume(step)
+    overrides = [] if record is None else record.fields["overrides"]
+    hparams = hparams_of(parts.classifier.hparams["config"], overrides)
     for logger in parts.trainer.loggers:
-        logger.log_hyperparams(hparams_of(parts.classifier.hparams["config"]))
+        logger.log_hyperparams(hparams)
     return carried
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from rich.console import Console
 from torch import Tensor
 
+from cifar_lab.training.blocks import KnowsBlocks, batches_done, batches_per_epoch
 from cifar_lab.training.display import Display
 from cifar_lab.training.formats import clock, epoch_rows, images_per_s, log_line, percent
 from cifar_lab.training.pace import LaggedCopy, Rate, Sample
@@ -40,7 +41,7 @@ class _Epoch:
         return self.training_s + running
 
 
-class ProgressBar(LightningProgressBar):
+class ProgressBar(LightningProgressBar, KnowsBlocks):
     """Epoch, batch, loss, accuracies, images/s and time left; a line stays for each epoch.
 
     Every finished epoch is also logged at INFO, terminal or not. The module gives
@@ -101,7 +102,7 @@ class ProgressBar(LightningProgressBar):
         """Opens the display; a resume in mid-epoch gets no ``on_train_epoch_start``."""
         self._done, self._rate, self._header_shown = Sample(0.0, 0, 0.0), Rate(), False
         self._epoch = self._new_epoch(trainer)
-        self._display.open(self._epoch_name(trainer), _total(trainer.num_training_batches))
+        self._display.open(self._epoch_name(trainer), _total(batches_per_epoch(trainer)))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch before has its metrics by now: its line is written."""
@@ -114,8 +115,9 @@ class ProgressBar(LightningProgressBar):
     ) -> None:
         """One comparison, and twice a second a refresh."""
         if perf_counter() >= self._display.due:
-            self._measure(trainer, pl_module, batch_idx + 1)
-            self._set_training(trainer, batch_idx + 1)
+            batches = batches_done(trainer, batch_idx + 1)
+            self._measure(trainer, pl_module, batches)
+            self._set_training(trainer, batches)
             self._display.draw()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,9 +191,10 @@ class ProgressBar(LightningProgressBar):
     # --- inside -------------------------------------------------------------------------------
 
     def _new_epoch(self, trainer: Trainer) -> _Epoch:
-        first_batch = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if first_batch >= trainer.num_training_batches:
-            first_batch = 0  # the counters of the epoch before, not reset yet
+        calls = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if calls >= trainer.num_training_batches:
+            calls = 0  # the counters of the epoch before, not reset yet
+        first_batch = batches_done(trainer, calls)
         self._sums = (0.0, 0.0, 0.0)
         self._copy.forget()
         now = perf_counter()
@@ -206,7 +209,8 @@ class ProgressBar(LightningProgressBar):
         self._sums = tuple(_running_train(pl_module).tolist())
         epoch.training_s = epoch.training_time_s()
         epoch.running_since = None
-        epoch.batches = trainer.fit_loop.epoch_loop.batch_idx + 1 - epoch.first_batch
+        calls = trainer.fit_loop.epoch_loop.batch_idx + 1
+        epoch.batches = batches_done(trainer, calls) - epoch.first_batch
         epoch.images = self._images(trainer, epoch.batches)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, batch: int) -> None:
@@ -227,7 +231,7 @@ class ProgressBar(LightningProgressBar):
     def _set_training(self, trainer: Trainer, batch: int) -> None:
         left_s = self._left_s(trainer, batch)
         left = "" if left_s is None else f"{clock(left_s)} left"
-        total = _total(trainer.num_training_batches)
+        total = _total(batches_per_epoch(trainer))
         self._display.set(self._epoch_name(trainer), batch, total, left, self._figures())
 
     def _epoch_name(self, trainer: Trainer) -> str:
@@ -251,7 +255,7 @@ class ProgressBar(LightningProgressBar):
         left, epochs_left = math.inf, 0
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             epochs_left = trainer.max_epochs - self._epoch.number
-            left = (epochs_left + 1) * trainer.num_training_batches - batch
+            left = (epochs_left + 1) * batches_per_epoch(trainer) - batch
         if trainer.max_steps > 0:
             left = min(left, trainer.max_steps - trainer.global_step)
         if math.isinf(left):

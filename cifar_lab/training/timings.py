@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cifar_lab.data.epoch import batches_in, images_in
+from cifar_lab.training.blocks import KnowsBlocks
 from cifar_lab.training.classifier import Classifier
 
 # The first steps pay for allocation, algorithm choice and compilation: no rate counts them.
 WARMUP_STEPS = 20
 
 
-class Timings(Callback):
+class Timings(Callback, KnowsBlocks):
     """Read once an epoch: nothing here waits for the device inside one.
 
     ``images_per_s`` is training images over training time, without validation, checkpoints and the
@@ -26,6 +28,7 @@ class Timings(Callback):
     def __init__(self, *, started: float) -> None:
         self._process_started = started
         self._steps = 0
+        self._counted = 0  # of these, the ones after the warm-up
         self._images = 0
         self._train_s = 0.0
         self._wait_s = 0.0
@@ -59,12 +62,14 @@ class Timings(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the step's images once the warm-up is over."""
-        self._steps += 1
-        if self._steps > WARMUP_STEPS:
-            self._images += len(batch[1])
-        elif self._steps in (1, WARMUP_STEPS):
+        counts = self._steps >= WARMUP_STEPS
+        self._steps += batches_in(batch)
+        if counts:
+            self._counted += batches_in(batch)
+            self._images += images_in(batch)
+        elif self._first_step_s is None or self._steps >= WARMUP_STEPS:
             _synchronize(pl_module)
-            if self._steps == 1:
+            if self._first_step_s is None:
                 self._first_step_s = time.perf_counter() - self._process_started
             self._since = time.perf_counter()
         self._batch_ended = time.perf_counter()
@@ -112,14 +117,13 @@ class Timings(Callback):
         return self._earlier_fit_s + now
 
     def _rates(self) -> dict[str, float | None]:
-        counted = max(0, self._steps - WARMUP_STEPS)
-        if counted == 0 or self._train_s <= 0:
+        if self._counted == 0 or self._train_s <= 0:
             unknown = dict.fromkeys(("images_per_s", "step_ms", "data_wait_ms"))
             return {**unknown, **self._earlier_rates}
         return {
             "images_per_s": self._images * self._world_size / self._train_s,
-            "step_ms": 1e3 * self._train_s / counted,
-            "data_wait_ms": 1e3 * self._wait_s / counted,
+            "step_ms": 1e3 * self._train_s / self._counted,
+            "data_wait_ms": 1e3 * self._wait_s / self._counted,
         }
 
     def _resume_clock(self) -> None:
@@ -127,7 +131,7 @@ class Timings(Callback):
         self._batch_ended = None
 
     def _stop_clock(self, pl_module: LightningModule) -> None:
-        if self._since is not None and self._steps > WARMUP_STEPS:
+        if self._since is not None and self._counted:
             _synchronize(pl_module)
             self._train_s += time.perf_counter() - self._since
         self._since = None

@@ -54,7 +54,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     augment = _build("augment", cfg.augment)
     data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
     checks.check_across(resolved)
-    with _spoken():
+    with spoken():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = _build("model", cfg.model)
@@ -113,7 +113,7 @@ def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
 
 
 @contextmanager
-def _spoken() -> Iterator[None]:
+def spoken() -> Iterator[None]:
     """Fetching and decoding take long and come before there is a train.log: they speak up."""
     data_log = logging.getLogger("cifar_lab.data")
     handler = logging.StreamHandler(sys.stderr)

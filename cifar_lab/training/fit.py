@@ -70,6 +70,9 @@ def run(
         metrics = {**carried, **metrics_of(trainer)}
         best_step = None if checkpoints is None else checkpoints.best_step
         trainer.strategy.barrier()  # rank zero writes best.ckpt, the others read it
+        if best_step is None and resume_from is not None and trainer.fit_loop.skip:
+            # over before it was taken up: no callback has put the averages of weights in place
+            parts.classifier.load_state_dict(load(resume_from)["state_dict"])
         if best_step is not None:
             # by hand: Lightning's test(ckpt_path=...) prints two lines and restores callbacks too
             state = files.best_checkpoint(run_dir, best_step)["state_dict"]
@@ -78,9 +81,7 @@ def run(
         metrics.update(metrics_of(trainer))
     if record is not None:
         _write_predictions(run_dir, parts.classifier)
-        _finish_curves(
-            trainer, {key: metrics[key] for key in metrics.keys() - carried.keys()}, record
-        )
+        _finish_curves(trainer, metrics, record)
         _finish_record(record, run_dir, checkpoints, metrics, fitted)
 
 
@@ -95,9 +96,11 @@ def _add_callbacks(
     if checkpoints is not None:
         own.append(RestoreRng(checkpoints))
         (run_dir / files.FOLDER).mkdir(exist_ok=True)
-    own.append(StopInOrder(checkpoints=checkpoints))
-    # before the checkpoint callback, which Lightning keeps last: it saves what these have measured
-    callbacks[:] = own + callbacks
+    # Checkpoints come last, Lightning sees to it, for they save what all others have done; stopping
+    # in order saves one too
+    others = [c for c in callbacks if c is not checkpoints]
+    last = [] if checkpoints is None else [checkpoints]
+    callbacks[:] = [*own, *others, StopInOrder(checkpoints=checkpoints), *last]
     return checkpoints
 
 
@@ -130,7 +133,6 @@ def _write_predictions(run_dir: Path, classifier: Classifier) -> None:
 
 
 def _finish_curves(trainer: Trainer, metrics: dict[str, float], record: Record) -> None:
-    # without what came with the checkpoint: the start before has that in its curves
     results = {**metrics, "parameters": record.fields["parameters"]}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):

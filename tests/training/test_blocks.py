@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from cifar_lab.data.epoch import Blocks
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import record_of
-from tests.test_resume import SMALL, rows, same
+from tests.test_resume import SMALL, same
 
 Lab = Callable[..., tuple[int, str, str]]
 

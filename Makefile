@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.complete
 ARGS   ?=
 
-.PHONY: help setup quickstart train sweep dashboard test test-all check format lock clean
+.PHONY: help setup quickstart train sweep dashboard bench test test-all check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,10 @@ sweep: setup  ## all combinations: make sweep ARGS="optimizer.lr=0.01,0.03 seed=
 	@$(PYTHON) -m cifar_lab -m $(ARGS)
 
 dashboard: setup  ## TensorBoard on outputs/, on this machine only
-	@$(VENV)/bin/tensorboard --logdir outputs --host localhost $(ARGS)
+	@trap : INT; $(PYTHON) -m cifar_lab.dashboard $(ARGS) || [ $$? = 130 ]
+
+bench: setup  ## ours against a bare loop, the report's and a template: make bench ARGS=--short
+	@$(PYTHON) -m cifar_lab.bench $(ARGS)
 
 test: setup  ## the quick tests
 	@$(PYTHON) -m pytest -m "not slow" $(ARGS)

@@ -53,7 +53,11 @@ def check(cfg: DictConfig) -> None:
         InputError: a key outside the schema, a ``_target_`` that doesn't exist or doesn't take the
             arguments given, a value of the wrong type, a number that is not finite or out of range.
     """
-    config = run_config(cfg)
+    check_resolved(run_config(cfg))
+
+
+def check_resolved(config: dict[str, Any]) -> None:
+    """`check` of what `run_config` gave."""
     schema = set(Root.__dataclass_fields__)
     for key in config:
         if key not in schema:

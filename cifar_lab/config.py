@@ -31,7 +31,7 @@ CONFIG_NAME = "config"
 NOT_IDENTITY = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     "steps_per_call",
-    *("slots", "retries", "job_timeout", "fail_fast", "sweep"),
+    *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
 )
 
 
@@ -74,6 +74,7 @@ class Root:
     retries: int = MISSING
     job_timeout: float | None = MISSING
     fail_fast: bool = MISSING
+    report: bool = MISSING
     sweep: Any = MISSING
 
 

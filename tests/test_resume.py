@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_lab.training import checkpoints
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.sealed import seal
-from tests.conftest import TINY, record_of
+from tests.conftest import TINY, is_timing, record_of
 from tests.training.test_sealed import Payload
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -54,9 +54,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def rows(run_dir: Path) -> list[dict[str, str]]:
     with open(run_dir / "metrics.csv", newline="") as file:
-        return [
-            {k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)
-        ]
+        return [{k: v for k, v in row.items() if not is_timing(k)} for row in csv.DictReader(file)]
 
 
 # 8 steps an epoch; 3 epochs. Stopped in mid-epoch, at its last step, at the first of the next.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import ClassVar, Literal, final
 
@@ -61,6 +61,8 @@ class DataModule(LightningDataModule, ABC):
     # over the training split, in [0, 1]
     mean_of_channels: ClassVar[tuple[float, float, float]]
     std_of_channels: ClassVar[tuple[float, float, float]]
+    # by `source`: what a sweep's server has opened for its jobs; empty in a run of its own
+    inherited: ClassVar[dict[str, Dataset]] = {}
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -90,10 +92,17 @@ class DataModule(LightningDataModule, ABC):
     def open(self) -> Dataset:
         """Finds and checks the data, once; raises InputError when data and settings do not fit."""
         if self._dataset is None:
-            dataset = self._read()
+            dataset = self.inherited.get(self.source) or self._read()
             _check_fit(self, len(dataset.train))
             self._dataset = dataset
         return self._dataset
+
+    @property
+    def source(self) -> str:
+        """What decides which dataset `open` finds: the class, and its own fields."""
+        shared = {field.name for field in fields(DataModule)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        return f"{type(self).__qualname__} {own}"
 
     @property
     def dataset(self) -> Dataset:

@@ -43,7 +43,8 @@ class Source:
         """The cache entry's name: one for all ways to the official bytes, one for each other."""
         if self.official:
             return self.archive.key
-        return f"{self.layout}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:12]}"
+        # "2": class folders were cached sorted by class before
+        return f"{self.layout}-{hashlib.sha256(f'2 {self.path}'.encode()).hexdigest()[:12]}"
 
     def fingerprint(self) -> str:
         """Changes when the source is written anew; cheap beside reading it."""

@@ -61,6 +61,7 @@ class Classifier(LightningModule):
         self._lr = math.nan
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
+        self._plotted: dict[str, float] = {}
         self._carried: Tensor | None = None
         self._blocks: Blocks | None = None
         self._test_outputs: list[Batch] = []
@@ -203,18 +204,23 @@ class Classifier(LightningModule):
         """Logs train/loss, train/acc and lr."""
         self.assert_finite()
         metrics = {**self._with_epoch, **self._means("train"), "lr": self._lr}
-        self._with_epoch, self._epoch_open = {}, False
+        curves = {"epoch": self.current_epoch, **metrics, **self._plotted}
+        self._with_epoch, self._plotted, self._epoch_open = {}, {}, False
         self._log(metrics, logger=False)
         # Lightning hands them to the loggers after the epoch's checkpoint is written: a crash in
         # between would leave a run that goes on behind the epoch, with a hole in its curves
         for logger in self.loggers:
             # the n-th step is number n - 1, as Lightning counts for loggers
-            logger.log_metrics({"epoch": self.current_epoch, **metrics}, self.global_step - 1)
+            logger.log_metrics(curves, self.global_step - 1)
             logger.save()
 
     def log_with_epoch(self, metrics: dict[str, float]) -> None:
         """Has a callback's numbers logged in one row with those of the epoch that ends."""
         self._with_epoch.update(metrics)
+
+    def plot_with_epoch(self, values: dict[str, float]) -> None:
+        """The same for numbers that loggers alone want, and the record does not."""
+        self._plotted.update(values)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums of an unfinished epoch."""

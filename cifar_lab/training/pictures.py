@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,16 +17,26 @@ from torch import Tensor
 from cifar_lab.data.dataset import CLASSES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WORST = 36  # six rows of six can still be read on a laptop
+_COLUMNS = 6
+_DPI = 110
+# Of a mistake, in the image's own pixels: width and height with its caption, of which caption.
+_CELL, _CAPTION = (44, 48), 15
+_ZOOM = 4  # screen pixels per pixel of the image
+_CELL_INCHES = (_ZOOM * _CELL[0] / _DPI, _ZOOM * _CELL[1] / _DPI)
+_HEAD_INCHES = 0.6
 # Okabe and Ito's blue and vermilion: told apart with any of the common colour blindnesses
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
 class Pictures(Callback):
-    """Draws the test's pictures into TensorBoard: ``test/confusion_matrix``,
-    ``test/per_class_accuracy`` and ``test/worst_mistakes``; does nothing without a TensorBoard.
+    """Draws the test into TensorBoard; does nothing without one.
+
+    Pictures ``test/confusion_matrix``, ``test/per_class_accuracy`` and ``test/worst_mistakes``, and
+    a precision-recall curve per class, ``precision_recall/<class>``.
 
     The module gives ``test_logits`` (N, 10) and ``test_labels`` (N,) after its test epoch, in the
     order of ``trainer.datamodule.dataset.test.images``, of which N may be the first part.
@@ -50,12 +60,21 @@ class Pictures(Callback):
         }
         # the step of the test's own scalars
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        for name, figure in figures.items():
-            pixels = rendered(figure)
-            for board in boards:
-                board.experiment.add_image(name, pixels, step, dataformats="HWC")
+        pixels = {name: rendered(figure) for name, figure in figures.items()}
         for board in boards:
+            for name, picture in pixels.items():
+                board.experiment.add_image(name, picture, step, dataformats="HWC")
+            _add_pr_curves(board, logits, labels, step)
             board.save()
+
+
+def _add_pr_curves(board: TensorBoardLogger, logits: Tensor, labels: Tensor, step: int) -> None:
+    probabilities, truth = logits.softmax(1).numpy(), labels.numpy()
+    for index, name in enumerate(CLASSES):
+        if (truth == index).any():  # without an image of the class there is no recall
+            board.experiment.add_pr_curve(
+                f"precision_recall/{name}", truth == index, probabilities[:, index], step
+            )
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
@@ -77,11 +96,10 @@ def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
 
 def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Counts in the cells; the colour is the share of the true class, on a square-root scale."""
-    figure = _figure(8.4, 7.6)
-    axes = figure.add_subplot()
+    figure, axes = _figure(8.4, 7.6, left=0.14, right=0.98, bottom=0.14, top=0.94)
     share = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     # the square root: confusions of 2% and of 10% have to look different beside a diagonal of 90%
-    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     for (row, column), count in np.ndenumerate(matrix):
         colour = "white" if share[row, column] > 0.3 else "#333333" if count else "#bbbbbb"
         weight = "bold" if row == column else "normal"
@@ -102,8 +120,7 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> 
 
 def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """A bar per class, best first, the mean as a line; classes without images are left out."""
-    figure = _figure(8.0, 4.6)
-    axes = figure.add_subplot()
+    figure, axes = _figure(8.0, 4.6, left=0.13, right=0.98, bottom=0.12, top=0.92)
     totals = matrix.sum(axis=1)
     present = [index for index in range(len(classes)) if totals[index]]
     accuracy = {index: 100 * matrix[index, index] / totals[index] for index in present}
@@ -128,36 +145,63 @@ def draw_worst_mistakes(
 ) -> Figure:
     """Up to `WORST` mistakes, worst first: true class, predicted class and its probability.
 
+    One image with captions: 36 axes take eight times as long to draw.
+
     Args:
         images: (M, 3, 32, 32), of which the first N belong to the logits.
         logits: (N, 10).
         labels: (N,) int64.
     """
     worst = worst_mistakes(logits, labels, WORST)
-    wrong = int((logits.argmax(1) != labels).sum())
-    columns = 6
-    rows = max(1, math.ceil(len(worst) / columns))
-    figure = _figure(9.6, 0.7 + 1.75 * rows)
+    rows = max(1, math.ceil(len(worst) / _COLUMNS))
+    height = rows * _CELL_INCHES[1] + _HEAD_INCHES
+    figure, axes = _figure(
+        _COLUMNS * _CELL_INCHES[0],
+        height,
+        left=0,
+        right=1,
+        bottom=0,
+        top=1 - _HEAD_INCHES / height,
+    )
+    axes.set_axis_off()
     if not worst:
         figure.text(0.5, 0.5, f"No mistakes in {len(labels):,} test images", ha="center", size=14)
         return figure
-    figure.suptitle(
+    wrong = int((logits.argmax(1) != labels).sum())
+    figure.text(
+        0.5,
+        1 - 0.5 * _HEAD_INCHES / height,
         f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, highest loss first\n"
-        "true class → predicted class, and the probability it was given"
+        "true class → predicted class, and the probability it was given",
+        ha="center",
+        va="center",
+        size=12,
     )
-    probabilities = logits.softmax(1)
-    for place, axes in enumerate(figure.subplots(rows, columns).flat):
-        axes.set_axis_off()
-        if place < len(worst):
-            index = worst[place]
-            guess = int(logits[index].argmax())
-            axes.imshow(images[index].transpose(1, 2, 0), interpolation="nearest")
-            axes.set_title(
-                f"{classes[int(labels[index])]} →\n"
-                f"{classes[guess]} {100 * float(probabilities[index, guess]):.0f} %",
-                fontsize=10,
-            )
+    axes.imshow(_sheet(images, worst, rows), interpolation="nearest", aspect="auto")
+    probabilities = logits[worst].softmax(1)
+    for place, index in enumerate(worst):
+        row, column = divmod(place, _COLUMNS)
+        guess = int(probabilities[place].argmax())
+        axes.text(
+            (column + 0.5) * _CELL[0] - 0.5,
+            row * _CELL[1] + _CAPTION - 1.5,
+            f"{classes[int(labels[index])]} →\n"
+            f"{classes[guess]} {100 * float(probabilities[place, guess]):.0f} %",
+            ha="center",
+            va="bottom",
+            fontsize=10,
+        )
     return figure
+
+
+def _sheet(images: NDArray[np.uint8], chosen: Sequence[int], rows: int) -> NDArray[np.uint8]:
+    """(rows * 48, columns * 44, 3): the images in cells, with white room for a caption above."""
+    sheet = np.full((rows * _CELL[1], _COLUMNS * _CELL[0], 3), 255, np.uint8)
+    for place, index in enumerate(chosen):
+        row, column = divmod(place, _COLUMNS)
+        top, left = row * _CELL[1] + _CAPTION, column * _CELL[0] + (_CELL[0] - 32) // 2
+        sheet[top : top + 32, left : left + 32] = images[index].transpose(1, 2, 0)
+    return sheet
 
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:
@@ -169,12 +213,15 @@ def rendered(figure: Figure) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
+    # fixed margins: a layout engine draws every text twice, which doubles the time
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure.subplots_adjust(**margins)
+    return figure, figure.add_subplot()
 
 
-def _bare(axes: Any) -> None:
+def _bare(axes: Axes) -> None:
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)

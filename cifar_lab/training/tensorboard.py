@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from cifar_lab.config import flatten, is_no_identity
+
 FOLDER = "tensorboard"
-# What the HParams tab shows of a run: its final values.
+# A run's final values, as ``final/<name>``. The HParams tab shows the first five metrics by name
+# unless a person ticks others: these are the first, and there are none while a run goes on.
 RESULTS = ("test/acc", "val/acc", "test/loss", "images_per_s", "parameters")
+# The Custom Scalars tab. TensorBoard merges the layouts of all runs, and leaves out a chart only
+# where another run has the very same one: this must not depend on the run. Tags are patterns.
+LAYOUT = {
+    "Training": {
+        "accuracy (fraction of the images)": ["Multiline", ["^train/acc$", "^val/acc$"]],
+        "loss": ["Multiline", ["^train/loss$", "^val/loss$"]],
+        "learning rate": ["Multiline", ["^lr$"]],
+        "training speed (images/s)": ["Multiline", ["^images_per_s$"]],
+        "gradient norm (last step of the epoch)": ["Multiline", ["^grad_norm$"]],
+    }
+}
 
 _WHOLE_GROUPS = ("model", "loss", "optimizer", "scheduler")
 _PARTS = {
@@ -30,7 +44,11 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, *, save_dir: str | Path) -> None:
         super().__init__(str(save_dir), name="", version=FOLDER, default_hp_metric=False)
-        self._logged: set[str] = set()
+
+    @property
+    def begins(self) -> bool:
+        """Whether this start writes what a run has once: no earlier one got to a checkpoint."""
+        return self._kwargs.get("purge_step", 0) == 0
 
     @rank_zero_only
     def resume(self, global_step: int) -> None:
@@ -46,7 +64,6 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Scalars, as TensorBoardLogger writes them; without Lightning's chart of the epoch."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._logged.update(metrics)
         super().log_metrics(metrics, step)
 
     @rank_zero_only
@@ -56,24 +73,26 @@ class TensorBoard(TensorBoardLogger):
         metrics: dict[str, Any] | None = None,
         step: int | None = None,
     ) -> None:
-        """Declares flat hyperparameters, and `RESULTS` as the metrics that will come.
+        """Flat hyperparameters for the HParams tab, and the layout of Custom Scalars.
 
-        TensorBoardLogger's own writes -1 or nothing as long as a run has no result; without values
-        the tab shows what the scalars hold so far.
+        TensorBoardLogger's own writes -1 as long as a run has no result, and an "experiment": from
+        the first of these TensorBoard takes the columns of all runs, and hides what only others
+        have. Without one the columns are all that any run has, those that differ first.
         """
         from torch.utils.tensorboard.summary import hparams
 
         flat = dict(params if isinstance(params, Mapping) else vars(params))
         # torch takes True for the number 1
         shown = {key: str(v).lower() if isinstance(v, bool) else v for key, v in flat.items()}
-        experiment, start, _ = hparams(shown, dict.fromkeys(RESULTS, 0.0))
-        writer = self.experiment._get_file_writer()
-        writer.add_summary(experiment)
-        writer.add_summary(start)
+        _, start, _ = hparams(shown, {})
+        self.experiment._get_file_writer().add_summary(start)
+        if self.begins:
+            self.experiment.add_custom_scalars(LAYOUT)
+        self.experiment.flush()
 
     @rank_zero_only
     def finish(self, metrics: Mapping[str, float], step: int) -> None:
-        """Adds those of `RESULTS` that no epoch has logged, and ends the session.
+        """Logs `RESULTS` as ``final/<name>``, and ends the session of the HParams tab.
 
         Args:
             metrics: the record's final metrics, and ``images_per_s`` and ``parameters``; what is
@@ -82,9 +101,8 @@ class TensorBoard(TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
-        missing = [name for name in RESULTS if name not in self._logged]
-        final = {name: metrics[name] for name in missing if metrics.get(name) is not None}
-        self.log_metrics(final, step)
+        known = {name: metrics[name] for name in RESULTS if metrics.get(name) is not None}
+        self.log_metrics({f"final/{name}": value for name, value in known.items()}, step)
         *_, end = hparams({}, {})
         self.experiment._get_file_writer().add_summary(end)
         self.experiment.flush()
@@ -95,12 +113,18 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.flush()
 
 
-def hparams_of(config: Mapping[str, Any]) -> dict[str, float | int | str | bool]:
+def hparams_of(
+    config: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> dict[str, float | int | str | bool]:
     """The main hyperparameters of a resolved configuration, flat and typed for the HParams tab.
 
     A key has one type in every run, since TensorBoard hides runs of mixed types
     (tensorboard#3597): numbers stay numbers, lists become text (``[2,2,2,2]``), None is left out.
     Groups are named by what they build (``model=ResNet``, ``augment=flip+crop``).
+
+    Args:
+        config: resolved, plain containers.
+        overrides: what was swept or typed (``key=value``); those keys join the main ones.
     """
     found: dict[str, Any] = {"seed": config.get("seed")}
     for group in (*_WHOLE_GROUPS, *_PARTS):
@@ -110,6 +134,10 @@ def hparams_of(config: Mapping[str, Any]) -> dict[str, float | int | str | bool]
         keys = _PARTS.get(group, [key for key in node if not key.startswith("_")])
         found |= {f"{group}.{key}": node.get(key) for key in keys}
     found["augment"] = _augmentation(config.get("augment") or {})
+    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    for key, value in flatten(config):
+        if key in typed and key not in found and not is_no_identity(key):
+            found[key] = value
     if (precision := found["trainer.precision"]) is not None:
         found["trainer.precision"] = str(precision)  # 32 and bf16-mixed are both allowed
     return {key: _cell(value) for key, value in found.items() if value is not None}

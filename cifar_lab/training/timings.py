@@ -93,22 +93,22 @@ class Timings(Callback, KnowsBlocks):
         self._earlier_fit_s, self._earlier_rates = earlier["fit_s"], earlier["rates"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the rate with the epoch's metrics."""
+        """Logs the rate with the epoch's metrics; its curves hold the other figures too."""
         self._stop_clock(pl_module)
         if self._images:
             assert isinstance(pl_module, Classifier)
-            pl_module.log_with_epoch(
-                {"images_per_s": self._images * self._world_size / self._train_s}
-            )
+            rates = {key: value for key, value in self._rates().items() if value is not None}
+            pl_module.log_with_epoch({"images_per_s": rates.pop("images_per_s")})
+            rates["peak_memory_mb"] = _peak_memory_mb()
+            pl_module.plot_with_epoch({f"timings/{key}": value for key, value in rates.items()})
 
     def summary(self) -> dict[str, float | None]:
         """The record's ``timings``; rates are null until more than 20 steps were made."""
-        cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
         return {
             "fit_s": round(self._fit_s(), 3),
             **self._rates(),
             "start_to_first_step_s": self._first_step_s,
-            "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_rss_mb(),
+            "peak_memory_mb": _peak_memory_mb(),
         }
 
     def _fit_s(self) -> float:
@@ -142,7 +142,10 @@ def _synchronize(pl_module: LightningModule) -> None:
         torch.cuda.synchronize(pl_module.device)
 
 
-def _peak_rss_mb() -> float:
+def _peak_memory_mb() -> float:
+    """Of the GPU's memory what torch had allocated at most, else the process's largest size."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     import resource
     import sys
 

@@ -134,7 +134,7 @@ def write_class_folders(root: Path, seed: int = 0) -> Folders:
     splits = {}
     for name, each in (("train", 2), ("test", 1)):
         pixels = rng.integers(0, 256, (10 * each, 3, 32, 32), dtype=np.uint8)
-        labels = np.repeat(np.arange(10, dtype=np.uint8), each)
+        labels = np.tile(np.arange(10, dtype=np.uint8), each)
         for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
             folder = root / name / CLASSES[label]
             folder.mkdir(parents=True, exist_ok=True)

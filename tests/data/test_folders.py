@@ -47,7 +47,7 @@ def assert_same(found, written) -> None:
         np.testing.assert_array_equal(split.labels, expected.labels)
 
 
-def test_images_come_by_class_and_then_by_name(class_folders):
+def test_classes_come_in_turn_and_each_by_name(class_folders):
     assert_same(read(class_folders.root), class_folders)
 
 
@@ -141,7 +141,7 @@ def test_gray_palette_and_opaque_images_become_rgb(class_folders):
     }.items():
         image.save(folder / f"{name}.png")
     train, _ = read(class_folders.root)
-    for image in train.images[:4]:
+    for image in train.images[train.labels == 0]:
         np.testing.assert_array_equal(image, np.stack([pixels] * 3))
 
 
@@ -184,7 +184,7 @@ def test_changed_byte_inside_a_zip_names_the_image(class_folders, tmp_path):
 
 def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(class_folders):
     root = class_folders.root
-    file = root / "train/bird/0004.png"
+    file = root / "train/bird/0012.png"
     seen = {fingerprint_folder(root)}
 
     def changed() -> bool:

@@ -23,7 +23,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_lab.training.sealed import load
-from tests.conftest import TINY, record_of, started
+from tests.conftest import TINY, is_timing, record_of, started
 from tests.faults import door
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -83,9 +83,9 @@ def whole(shared_folder: Path) -> Callable[[str], Run]:
 
 def curves(run_dir: Path) -> tuple[list[dict[str, str]], dict[str, list[tuple[int, float]]]]:
     with open(run_dir / "metrics.csv", newline="") as file:
-        rows = [{k: v for k, v in r.items() if k != "images_per_s"} for r in csv.DictReader(file)]
+        rows = [{k: v for k, v in r.items() if not is_timing(k)} for r in csv.DictReader(file)]
     events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_s"]
+    tags = [tag for tag in events.Tags()["scalars"] if not is_timing(tag)]
     return rows, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 

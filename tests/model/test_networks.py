@@ -36,6 +36,26 @@ def test_cnn_has_the_parameters_and_flops_of_the_report() -> None:
     assert forward_flops(network) == convolutions + linears == 23_008_256
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pooling_before_relu_is_the_report_s_order_to_the_bit(
+    memory_format: torch.memory_format,
+) -> None:
+    torch.manual_seed(0)
+    network = CNN(width=4, dropout=0.0).to(memory_format=memory_format)
+    order = [0, 2, 1, 3, 5, 4, 6, 8, 7]  # convolution, ReLU, pooling
+    layers = [network.features[index] for index in order]
+    report = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in layers))
+    images = torch.randn(16, 3, 32, 32).to(memory_format=memory_format)
+    features = [part(images) for part in (network.features, report)]
+    assert torch.equal(*features)
+    weights = torch.randn_like(features[0])
+    ours, theirs = (
+        torch.autograd.grad((output * weights).sum(), list(network.features.parameters()))
+        for output in features
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize(
     ("num_blocks", "count"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.training import pictures
@@ -55,21 +56,50 @@ def test_worst_mistakes_never_has_more_than_there_are():
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 7, 50])
-def test_the_sheet_holds_as_many_pictures_as_there_are_mistakes_up_to_36(wrong):
+def test_the_sheet_has_a_caption_per_mistake_up_to_36(wrong):
     figure = pictures.draw_worst_mistakes(*some(50, wrong=wrong), CLASSES)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == min(36, wrong)
+    (axes,) = figure.axes
+    assert len(axes.texts) == min(36, wrong)
     assert pictures.rendered(figure).std() > 0
 
 
 def test_a_mistake_is_captioned_with_both_classes_and_the_probability():
     images, logits, labels = some(10, wrong=1)
-    (axes,) = [
-        a for a in pictures.draw_worst_mistakes(images, logits, labels, CLASSES).axes if a.images
-    ]
+    (axes,) = pictures.draw_worst_mistakes(images, logits, labels, CLASSES).axes
     share = 100 * float(logits[0].softmax(0)[1])
-    assert axes.get_title() == f"airplane →\nautomobile {share:.0f} %"
-    assert np.array_equal(axes.images[0].get_array(), images[0].transpose(1, 2, 0))
+    (caption,) = axes.texts
+    assert caption.get_text() == f"airplane →\nautomobile {share:.0f} %"
+
+
+def test_the_sheet_shows_the_mistakes_images_worst_first():
+    images, logits, labels = some(50, wrong=7)
+    logits *= torch.linspace(2, 1, 50)[:, None]  # the first one is the most confident mistake
+    sheet = pictures.draw_worst_mistakes(images, logits, labels, CLASSES).axes[0].images[0]
+    shown = np.asarray(sheet.get_array())
+    width, height = shown.shape[1] // 6, shown.shape[0] // 2
+    for place in range(7):
+        row, column = divmod(place, 6)
+        cell = shown[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        rows, columns = np.nonzero((cell != 255).any(axis=2))
+        top, left = rows.min(), columns.min()
+        picture = cell[top : top + 32, left : left + 32]
+        assert np.array_equal(picture, images[place].transpose(1, 2, 0))
+
+
+def test_no_text_is_cut_off_at_the_edge():
+    images, logits, labels = some(50, wrong=50)
+    matrix = confusion_matrix(logits, labels)
+    for figure in (
+        pictures.draw_confusion_matrix(1000 * matrix, CLASSES),
+        pictures.draw_per_class_accuracy(matrix, CLASSES),
+        pictures.draw_worst_mistakes(images, logits, labels, CLASSES),
+    ):
+        edges = np.concatenate([side.reshape(-1, 3) for side in border(pictures.rendered(figure))])
+        assert (edges == 255).all()
+
+
+def border(pixels: np.ndarray) -> list[np.ndarray]:
+    return [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
 
 
 def test_the_confusion_matrix_names_classes_and_shows_every_count():
@@ -97,10 +127,33 @@ def test_a_real_test_draws_three_pictures_at_the_step_of_its_scalars(
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert set(read.Tags()["images"]) == TAGS
+    curves = {tag for tag in read.Tags()["tensors"] if tag.startswith("precision_recall/")}
+    labels = {CLASSES[label] for label in toy.test_labels.tolist()}
+    assert curves == {f"precision_recall/{name}" for name in labels}
     for tag in TAGS:
         (event,) = read.Images(tag)
         assert event.step == read.Scalars("test/acc")[0].step
         assert Image.open(io.BytesIO(event.encoded_image_string)).size > (400, 100)
+
+
+def test_a_precision_recall_curve_counts_what_lies_above_its_thresholds(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(500, 10, generator=generator)
+    labels = torch.randint(0, 10, (500,), generator=generator)
+    board = TensorBoard(save_dir=tmp_path)
+    pictures._add_pr_curves(board, logits, labels, 7)
+    board.save()
+    read = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    read.Reload()
+    (event,) = read.Tensors("precision_recall/cat")
+    tp, fp, _, _, precision, recall = tensor_util.make_ndarray(event.tensor_proto)
+    index, probability = CLASSES.index("cat"), logits.softmax(1)[:, CLASSES.index("cat")]
+    for place in (1, 30, 60, 90):
+        chosen = (probability * 126).floor() >= place
+        hits = int((chosen & (labels == index)).sum())
+        assert precision[place] == pytest.approx(hits / int(chosen.sum()))
+        assert recall[place] == pytest.approx(hits / int((labels == index).sum()))
+        assert (tp[place], fp[place]) == (hits, int(chosen.sum()) - hits)
 
 
 def test_limited_test_batches_are_drawn_with_their_own_images(

@@ -1,0 +1,205 @@
+"""Which configuration is best on a data set, and whether its lead is more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_lab.report.groups import Group
+from cifar_lab.report.read import Run
+from cifar_lab.report.statistics import Estimate, holm, mcnemar, welch
+
+# Below three seeds a t test has one or two degrees of freedom: it could not see a real difference.
+WELCH_SEEDS = 3
+SIGNIFICANT = 0.05
+# How many configurations, the best first, get a confusion matrix.
+CONFUSIONS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The best configuration against one other.
+
+    Attributes:
+        difference: of the mean test accuracies, the best's minus the other's (fractions).
+        test: ``Welch``, ``McNemar``, or ``none``.
+        p: uncorrected and two-sided; None without a test.
+        p_holm: corrected for all comparisons with the same best.
+        why: what was compared, or why nothing could be.
+    """
+
+    other: Group
+    difference: float
+    test: str
+    p: float | None
+    why: str
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The configurations on one data set, best first.
+
+    Attributes:
+        data: SHA-256 of the dataset; None where no run read it.
+        data_name: name, and the start of the digest where a name stands for several data sets.
+        held_out: selected by the held-out accuracy; False: by the test's, as nothing was held out.
+        ranked: configurations that can be compared.
+        unranked: those without a finished run, or without a held-out accuracy when others have one.
+        comparisons: of the first with each further one, in their order.
+    """
+
+    data: str | None
+    data_name: str
+    held_out: bool
+    ranked: tuple[Group, ...]
+    unranked: tuple[Group, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def rank(groups: Sequence[Group]) -> list[Ranking]:
+    """One ranking for each data set; the one with most finished runs comes first."""
+    by_data: dict[str | None, list[Group]] = {}
+    for group in groups:
+        by_data.setdefault(group.data, []).append(group)
+    names = [its[0].data_name for its in by_data.values()]
+    rankings = []
+    for data, its_groups in by_data.items():
+        name = its_groups[0].data_name
+        if names.count(name) > 1:
+            name += " (not read)" if data is None else f" {data[:8]}"
+        rankings.append(_rank_one(data, name, its_groups))
+    return sorted(rankings, key=lambda r: -sum(len(group.counted) for group in r.ranked))
+
+
+def selected_by(ranking: Ranking) -> str:
+    """The metric that selects: never the test's where something was held out."""
+    return "val/acc" if ranking.held_out else "test/acc"
+
+
+def selection(ranking: Ranking, group: Group) -> Estimate | None:
+    """The accuracy that this ranking sorts ``group`` by."""
+    return group.selection if ranking.held_out else group.test
+
+
+def _rank_one(data: str | None, name: str, groups: list[Group]) -> Ranking:
+    held_out = any(group.selection is not None for group in groups)
+    metric = {id(group): group.selection if held_out else group.test for group in groups}
+    ranked = [group for group in groups if metric[id(group)] is not None]
+    ranked.sort(key=lambda group: -metric[id(group)].mean)  # type: ignore[union-attr]  # not None
+    unranked = [group for group in groups if metric[id(group)] is None]
+    return Ranking(data, name, held_out, tuple(ranked), tuple(unranked), _compare(ranked))
+
+
+def _compare(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
+    if len(ranked) < 2:
+        return ()
+    answers = _Answers()
+    comparisons = [_one_comparison(ranked[0], other, answers) for other in ranked[1:]]
+    tested = [index for index, one in enumerate(comparisons) if one.p is not None]
+    corrected = holm([comparisons[index].p or 0.0 for index in tested])
+    for index, p in zip(tested, corrected, strict=True):
+        comparisons[index] = replace(comparisons[index], p_holm=p)
+    return tuple(comparisons)
+
+
+class _Answers:
+    """Which test images a run had right; each file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]] | None] = {}
+
+    def of(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+        if run.name not in self._known:
+            found = run.predictions()
+            right = None if found is None else (found[0], found[0] == found[1])
+            self._known[run.name] = right
+        return self._known[run.name]
+
+
+def _one_comparison(best: Group, other: Group, answers: _Answers) -> Comparison:
+    assert best.test is not None
+    assert other.test is not None
+    difference = best.test.mean - other.test.mean
+    ours, theirs = _test_values(best), _test_values(other)
+    few = min(len(ours), len(theirs))
+    seeds = f"{len(ours)} and {len(theirs)} seeds"
+    if few >= WELCH_SEEDS and (p := welch(ours, theirs)) is not None:
+        return Comparison(other, difference, "Welch", p, f"test accuracies of {seeds}")
+    reason = f"only {seeds}" if few < WELCH_SEEDS else "no spread between the seeds"
+    a, b = _pair(best, other)
+    mine, its = answers.of(a), answers.of(b)
+    if mine is not None and its is not None and np.array_equal(mine[0], its[0]):
+        p, only_a, only_b = mcnemar(mine[1], its[1])
+        why = (
+            f"{reason}: one run of each on the same {len(mine[0]):,} test images (seeds {a.seed} "
+            f"and {b.seed}); {only_a} right in the first only, {only_b} in the second only"
+        )
+        return Comparison(other, difference, "McNemar", p, why)
+    missing = "predictions are missing or of other test images"
+    if few >= 2 and (p := welch(ours, theirs)) is not None:
+        return Comparison(other, difference, "Welch", p, f"test accuracies of {seeds}; {missing}")
+    return Comparison(other, difference, "none", None, f"{reason}, and {missing}")
+
+
+def _test_values(group: Group) -> list[float]:
+    return [run.test for run in group.counted if run.test is not None]
+
+
+def _pair(best: Group, other: Group) -> tuple[Run, Run]:
+    """A run of each, of the same seed where both have one; which one is not a choice by result."""
+    theirs = {str(run.seed): run for run in _by_seed(other)}
+    for run in _by_seed(best):
+        if str(run.seed) in theirs:
+            return run, theirs[str(run.seed)]
+    return _by_seed(best)[0], _by_seed(other)[0]
+
+
+def _by_seed(group: Group) -> list[Run]:
+    return sorted(group.counted, key=lambda run: (not isinstance(run.seed, int), str(run.seed)))
+
+
+def best_run(ranking: Ranking) -> Run:
+    """The run of the best configuration with the highest accuracy that selects."""
+    pick = (lambda run: run.selection) if ranking.held_out else (lambda run: run.test)
+    return max(ranking.ranked[0].counted, key=lambda run: pick(run) or 0.0)
+
+
+def indistinguishable(ranking: Ranking) -> list[Group]:
+    """The configurations whose difference to the best is not more than noise, best first."""
+    return [
+        comparison.other
+        for comparison in ranking.comparisons
+        if comparison.p_holm is None or comparison.p_holm >= SIGNIFICANT
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """How the runs of one configuration answered.
+
+    Attributes:
+        counts: (C, C) test images by true class (rows) and answer (columns), over all ``runs``.
+    """
+
+    label: str
+    runs: int
+    counts: NDArray[np.int64]
+
+
+def confusions(ranking: Ranking) -> list[Confusion]:
+    """The best configurations' confusion matrices, those that have saved predictions."""
+    found = []
+    for group in ranking.ranked[:CONFUSIONS]:
+        answers = [a for run in group.counted if (a := run.predictions()) is not None]
+        if not answers:
+            continue
+        classes = max(10, *(int(max(labels.max(), said.max())) + 1 for labels, said in answers))
+        counts = np.zeros((classes, classes), np.int64)
+        for labels, said in answers:
+            np.add.at(counts, (labels, said), 1)
+        found.append(Confusion(group.label, len(answers), counts))
+    return found

@@ -1,0 +1,55 @@
+"""report.md: the tables, the verdict and the figures, for a repository or an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cifar_lab.report.answer import failures, interval_text, notes, repeat_command, spread_text
+from cifar_lab.report.answer import verdict as verdict_of
+from cifar_lab.report.compare import Ranking, best_run, selected_by
+from cifar_lab.report.groups import Group
+from cifar_lab.report.page import TEMPLATES
+from cifar_lab.report.read import Reading
+from cifar_lab.report.tables import rows, status_text
+
+
+def render_markdown(
+    *,
+    title: str,
+    written: str,
+    reading: Reading,
+    groups: Sequence[Group],
+    rankings: Sequence[Ranking],
+    figures: Sequence[str],
+) -> str:
+    """The report as Markdown; ``figures`` are names of files below ``figures/``."""
+    loader = FileSystemLoader(TEMPLATES)
+    # Markdown, not HTML: what a name must not do is end a table's cell
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template("report.md").render(
+        title=title,
+        written=written,
+        status=status_text(reading),
+        runs=reading.runs,
+        broken=reading.broken,
+        rankings=rankings,
+        rows=rows,
+        best_run=best_run,
+        selected_by=selected_by,
+        repeat_command=repeat_command,
+        verdict=verdict_of,
+        spread=spread_text,
+        interval=interval_text,
+        failures=failures(groups),
+        notes=notes(groups, rankings),
+        figures=figures,
+    )
+
+
+def _cell(text: object) -> str:
+    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

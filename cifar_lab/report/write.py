@@ -1,0 +1,146 @@
+"""From a folder of runs to a folder that explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from cifar_lab.errors import InputError
+from cifar_lab.record import FILE_NAME, write_atomically
+from cifar_lab.report.compare import Confusion, Ranking, confusions, rank
+from cifar_lab.report.groups import Group, Key, group
+from cifar_lab.report.read import Reader, Reading
+
+FOLDER = "report"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was read below a folder, and what follows from it."""
+
+    title: str
+    reading: Reading
+    groups: Sequence[Group]
+    keys: Sequence[Key]
+    rankings: Sequence[Ranking]
+    confusions: Sequence[Sequence[Confusion]]
+
+
+def write_report(path: Path, out: Path | None = None, *, console: Console | None = None) -> Path:
+    """Reads every run below ``path`` and writes the report; returns its folder.
+
+    Args:
+        path: of one run, a sweep, or many.
+        out: by default ``report`` below ``path``.
+        console: the terminal's table goes there; None: nowhere.
+
+    Raises:
+        InputError: there is no such folder, no run in it, or ``out`` is one of runs.
+        OSError: ``out`` can't be written.
+    """
+    out = destination(path, out)
+    report = compare_runs(path, Reader(path))
+    if report is None:
+        raise InputError(
+            f"{path}: holds no {FILE_NAME}; give the folder of a run or a sweep, "
+            "or one above them, e.g. outputs"
+        )
+    write_files(report, out, watch_s=None)
+    if console is not None:
+        from cifar_lab.report.tables import print_report
+
+        print_report(report.reading, report.groups, report.rankings, console)
+    return out
+
+
+def destination(path: Path, out: Path | None) -> Path:
+    """The folder to write to; InputError where it, or ``path``, can't be what it should."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path}: {what}; give a folder with runs in it, e.g. outputs")
+    out = path / FOLDER if out is None else out
+    if out.exists() and not out.is_dir():
+        raise InputError(
+            f"--out={out}: is a file; give a folder, which is made where it is missing"
+        )
+    if any((out / name).exists() for name in (FILE_NAME, "sweep.json")):
+        # a sweep keeps a results.csv of its own there
+        raise InputError(f"--out={out}: holds a run or a sweep; give another folder")
+    return out
+
+
+def compare_runs(path: Path, reader: Reader) -> Report | None:
+    """Reads and compares; None where there is nothing, not even a broken record."""
+    reading = reader.read()
+    if not reading.runs and not reading.broken:
+        return None
+    groups, keys = group(reading.runs)
+    rankings = rank(groups)
+    title = path.resolve().name
+    return Report(title, reading, groups, keys, rankings, [confusions(r) for r in rankings])
+
+
+def write_files(report: Report, out: Path, *, watch_s: float | None) -> None:
+    """Writes all files, each replaced whole; raises OSError."""
+    from cifar_lab.report.tables import configurations_csv, results_csv
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "results.csv", results_csv(report.groups, report.keys))
+    table = configurations_csv(report.rankings, report.keys)
+    write_atomically(out / "configurations.csv", table)
+    figures = _write_figures(report, out / "figures")
+    write_atomically(out / "report.md", _markdown(report, figures))
+    write_page(report, out, watch_s=watch_s)
+
+
+def write_page(report: Report, out: Path, *, watch_s: float | None) -> None:
+    """Writes report.html alone; with ``watch_s`` it reloads itself as often."""
+    from cifar_lab.report.page import render_page
+
+    page = render_page(
+        title=report.title,
+        written=_now(),
+        watch_s=watch_s,
+        reading=report.reading,
+        groups=report.groups,
+        keys=report.keys,
+        rankings=report.rankings,
+        confusions=report.confusions,
+    )
+    write_atomically(out / "report.html", page)
+
+
+def _write_figures(report: Report, folder: Path) -> list[str]:
+    """Draws the data set with the most finished runs; returns the figures' names."""
+    from cifar_lab.report.figures import FORMATS, draw_all, saved
+
+    if not report.rankings:
+        return []
+    folder.mkdir(exist_ok=True)
+    names = []
+    for name, figure in draw_all(report.rankings[0], report.keys, report.confusions[0]):
+        names.append(name)
+        for kind in FORMATS:
+            write_atomically(folder / f"{name}.{kind}", saved(figure, kind))
+    return names
+
+
+def _markdown(report: Report, figures: Sequence[str]) -> str:
+    from cifar_lab.report.markdown import render_markdown
+
+    return render_markdown(
+        title=report.title,
+        written=_now(),
+        reading=report.reading,
+        groups=report.groups,
+        rankings=report.rankings,
+        figures=figures,
+    )
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -1,0 +1,164 @@
+"""Whatever lies below a folder is read, or told of; it never ends the report."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_lab import config
+from cifar_lab.data import dataset
+from cifar_lab.report import axes, read
+from cifar_lab.report.read import Reader
+from tests.report.conftest import write_run
+
+
+def test_what_is_no_identity_and_the_classes_are_the_ones_of_the_lab() -> None:
+    assert read.NOT_IDENTITY == config.NOT_IDENTITY
+    assert axes.CLASSES == dataset.CLASSES
+
+
+def test_the_validation_accuracy_is_that_of_the_weights_that_were_tested(tmp_path: Path) -> None:
+    write_run(tmp_path / "best", val=(0.3, 0.5, 0.4))
+    write_run(tmp_path / "last", val=(0.3, 0.5, 0.4), tested="last", best_epoch=None)
+    best, last = Reader(tmp_path).read().runs
+    assert (best.selection, last.selection) == (0.5, 0.4)
+
+
+def test_curves_have_a_value_an_epoch_and_nothing_of_the_test(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", val=(0.3, 0.5))
+    [run] = Reader(tmp_path).read().runs
+    assert run.curves["epoch"].tolist() == [1, 2]
+    assert run.curves["val/acc"].tolist() == [0.3, 0.5]
+    assert not any(name.startswith("test/") for name in run.curves)
+
+
+def test_rows_of_one_epoch_become_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.csv").write_text("epoch,step,lr,val/acc\n0,5,0.1,\n0,9,0.2,0.3\n1,15,0.3,\n")
+    [run] = Reader(tmp_path).read().runs
+    assert run.curves["epoch"].tolist() == [1, 2]
+    assert run.curves["lr"].tolist() == [0.2, 0.3]
+    assert run.curves["val/acc"][0] == 0.3
+
+
+def test_without_metrics_csv_the_curves_come_from_tensorboard_events(tmp_path: Path) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    write_run(tmp_path / "csv", val=(0.25, 0.5))
+    folder = write_run(tmp_path / "events", val=(0.25, 0.5), curves=False)
+    writer = EventFileWriter(str(folder / "tensorboard"))
+    for epoch, accuracy in enumerate((0.25, 0.5)):
+        values = {"val/acc": accuracy, "train/loss": 2.4 - accuracy, "val/loss": 2.3 - accuracy}
+        for tag, value in values.items():
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(step=10 * epoch + 9, summary=summary))
+    writer.close()
+    csv, events = Reader(tmp_path).read().runs
+    assert csv.curves.keys() == events.curves.keys()
+    for name, values in csv.curves.items():
+        np.testing.assert_allclose(events.curves[name], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "not a record"),
+        ('{"schema": 99}', "not a record"),
+        ('{"schema": 1, "status": "finished"}', "no configuration"),
+        ('{"schema": 1, "status": "finished", "config": 3}', "no mapping"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_broken_record_is_listed_and_the_others_are_read(
+    tmp_path: Path, content: str, reason: str
+) -> None:
+    write_run(tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text(content)
+    reading = Reader(tmp_path).read()
+    assert [run.name for run in reading.runs] == ["good"]
+    [(name, why)] = reading.broken
+    assert name == "bad"
+    assert reason in why
+    assert "\n" not in why
+
+
+def test_fields_of_the_wrong_type_are_as_if_missing(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "odd", metrics=[1], timings="soon", data=None, overrides="x", parameters="many"
+    )
+    [run] = Reader(tmp_path).read().runs
+    assert (run.test, run.fit_s, run.data, run.overrides, run.parameters) == (None,) * 3 + (
+        (),
+        None,
+    )
+
+
+def test_a_broken_metrics_csv_costs_the_curves_only(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.csv").write_bytes(b"\xff\xfe\x00garbage")
+    reading = Reader(tmp_path).read()
+    assert reading.runs[0].test == 0.45
+    assert reading.runs[0].curves == {}
+    assert "curves left out" in reading.broken[0][1]
+
+
+def test_a_run_that_lives_is_running_and_one_that_went_silent_is_interrupted(
+    tmp_path: Path,
+) -> None:
+    now = datetime.now(UTC).isoformat()
+    write_run(tmp_path / "a", status="running", test=None, heartbeat=now)
+    write_run(tmp_path / "b", status="running", test=None)
+    assert [run.status for run in Reader(tmp_path).read().runs] == ["running", "interrupted"]
+
+
+def test_the_configuration_may_lie_in_hydras_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", config=None)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text("optimizer:\n  lr: 0.3\nseed: 4\n")
+    [run] = Reader(tmp_path).read().runs
+    assert run.identity == {"optimizer.lr": 0.3}
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", config=None)
+    (folder / ".hydra").mkdir()
+    poison = f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'poisoned'}']\n"
+    (folder / ".hydra" / "config.yaml").write_text(poison)
+    reading = Reader(tmp_path).read()
+    assert not reading.runs
+    assert not (tmp_path / "poisoned").exists()
+
+
+def test_a_second_reading_sees_what_has_changed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", val=(0.3,))
+    reader = Reader(tmp_path)
+    assert reader.read().runs[0].curves["val/acc"].tolist() == [0.3]
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("5,59,1.0,0.7,1.0,,,\n")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "status": "failed"}))
+    [run] = reader.read().runs
+    assert run.curves["val/acc"].tolist() == [0.3, 0.7]
+    assert run.status == "failed"
+
+
+def test_predictions_that_would_run_code_or_are_cut_off_count_as_missing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", predictions=np.ones(20, bool))
+    [run] = Reader(tmp_path).read().runs
+    found = run.predictions()
+    assert found is not None
+    assert (found[0] == found[1]).all()
+    whole = (folder / "predictions.npz").read_bytes()
+    (folder / "predictions.npz").write_bytes(whole[:-30])
+    assert run.predictions() is None
+    objects = np.array([{}], dtype=object)
+    np.savez(folder / "predictions.npz", labels=objects, logits=objects)
+    assert run.predictions() is None

@@ -1,0 +1,112 @@
+"""The statistics equal scipy's, hand-worked cases, and what simulation says they must be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cifar_lab.report.statistics import estimate, holm, mcnemar, pareto_front, welch
+
+ACCURACIES = [0.931, 0.934, 0.929, 0.938, 0.933]
+
+
+def test_mean_deviation_and_interval_equal_numpy_and_scipy() -> None:
+    found = estimate(ACCURACIES)
+    assert found.n == 5
+    assert found.mean == pytest.approx(np.mean(ACCURACIES))
+    assert found.sd == pytest.approx(np.std(ACCURACIES, ddof=1))
+    low, high = stats.t.interval(0.95, 4, np.mean(ACCURACIES), stats.sem(ACCURACIES))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_interval_of_three_values_by_hand() -> None:
+    found = estimate([1.0, 2.0, 3.0])  # t = 4.3027 with 2 degrees of freedom, sd = 1
+    assert found.high == pytest.approx(2 + 4.30265 / math.sqrt(3), rel=1e-5)
+
+
+def test_one_value_has_no_spread() -> None:
+    found = estimate([0.5])
+    assert (found.mean, found.sd, found.low, found.high) == (0.5, None, None, None)
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_interval_covers_the_mean_in_93_to_97_of_100_draws(n: int) -> None:
+    random = np.random.default_rng(n)
+    found = [estimate(random.normal(0.9, 0.01, n).tolist()) for _ in range(2000)]
+    covered = sum((f.low or 0) <= 0.9 <= (f.high or 0) for f in found)
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+def test_welch_equals_its_formula() -> None:
+    a, b = [0.93, 0.94, 0.95, 0.92], [0.90, 0.91, 0.93]
+    va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 3
+    freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)
+    t = (np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
+    assert welch(a, b) == pytest.approx(2 * stats.t.sf(abs(t), freedom))
+
+
+def test_welch_calls_equal_means_different_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    draws = [
+        (random.normal(0, 1, 5).tolist(), random.normal(0, 3, 4).tolist()) for _ in range(2000)
+    ]
+    share = sum((welch(a, b) or 0) < 0.05 for a, b in draws) / 2000
+    assert 0.03 <= share <= 0.07
+
+
+def test_welch_without_any_spread_has_no_answer() -> None:
+    assert welch([0.5, 0.5, 0.5], [0.4, 0.4, 0.4]) is None
+
+
+def test_mcnemar_by_hand() -> None:
+    a = np.array([True] * 5 + [False] * 1 + [True] * 10)
+    b = np.array([False] * 5 + [True] * 1 + [True] * 10)
+    # 5 against 1: two-sided 2 * (1 + 6) / 2**6
+    assert mcnemar(a, b) == (pytest.approx(14 / 64), 5, 1)
+
+
+def test_mcnemar_equals_the_binomial_test() -> None:
+    random = np.random.default_rng(1)
+    a, b = random.random(10_000) < 0.94, random.random(10_000) < 0.935
+    p, only_a, only_b = mcnemar(a, b)
+    assert (only_a, only_b) == ((a & ~b).sum(), (~a & b).sum())
+    assert p == pytest.approx(stats.binomtest(only_b, only_a + only_b, 0.5).pvalue)
+
+
+def test_mcnemar_of_the_same_answers_is_one() -> None:
+    answers = np.array([True, False, True])
+    assert mcnemar(answers, answers) == (1.0, 0, 0)
+
+
+def test_holm_by_hand() -> None:
+    # sorted: 4 * 0.005, 3 * 0.01, 2 * 0.03, then 1 * 0.04, which may not fall below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_keeps_false_alarms_of_a_whole_family_below_its_level() -> None:
+    random = np.random.default_rng(2)
+    families = random.random((2000, 10))
+    alarms = sum(min(holm(family.tolist())) < 0.05 for family in families)
+    assert 0.03 <= alarms / 2000 <= 0.07
+
+
+def test_pareto_front_equals_brute_force() -> None:
+    random = np.random.default_rng(3)
+    costs, gains = random.integers(0, 20, 60).tolist(), random.integers(0, 20, 60).tolist()
+
+    def beaten(i: int) -> bool:
+        return any(
+            costs[j] <= costs[i]
+            and gains[j] >= gains[i]
+            and (costs[j] < costs[i] or gains[j] > gains[i])
+            for j in range(60)
+        )
+
+    expected = {(costs[i], gains[i]) for i in range(60) if not beaten(i)}
+    front = [(costs[i], gains[i]) for i in pareto_front(costs, gains)]
+    assert front == sorted(expected)

@@ -16,8 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig
 
-from cifar_lab.config import Root, first_line, flatten, run_config, suggestion
+from cifar_lab.config import Root, first_line, run_config, suggestion
 from cifar_lab.errors import InputError
+from cifar_lab.identity import flatten
 
 # Arguments that the door gives when it builds a group: never in YAML.
 RUNTIME_ARGUMENTS = {

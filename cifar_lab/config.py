@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,14 +24,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.errors import InputError
+from cifar_lab.identity import flatten
 
 CONFIG_NAME = "config"
-# Neither the result nor the data depend on these keys: they are no part of a run's identity.
-NOT_IDENTITY = (
-    *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
-    "steps_per_call",
-    *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
-)
 
 
 class Resume(Enum):
@@ -141,28 +135,6 @@ def run_config(cfg: DictConfig) -> dict[str, Any]:
     with open_dict(bare):
         bare.pop("hydra", None)
     return plain(bare)
-
-
-def digest(config: dict[str, Any]) -> str:
-    """SHA-256 of what decides a run's result: the configuration without `NOT_IDENTITY`."""
-    identity = {key: value for key, value in flatten(config) if not is_no_identity(key)}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_no_identity(key: str) -> bool:
-    """Whether a dotted key has no part in what a run computes."""
-    return any(key == name or key.startswith(name + ".") for name in NOT_IDENTITY)
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists and empty dictionaries are leaves."""
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            yield from flatten(value, path + ".")
-        else:
-            yield path, value
 
 
 # --- what Hydra says, in one line -------------------------------------------------------------

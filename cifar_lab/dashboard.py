@@ -145,7 +145,8 @@ def _label(folder: Path, root: Path) -> str:
 
 
 def _varied(run: Path) -> str:
-    from cifar_lab.config import is_no_identity, job_words
+    from cifar_lab.config import job_words
+    from cifar_lab.identity import is_no_identity
 
     record: dict[str, Any] = {}
     try:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cifar_lab import checks, config, signals
+from cifar_lab import checks, config, identity, signals
 from cifar_lab.build import build, device_name
 from cifar_lab.build import rank as rank
 from cifar_lab.errors import Diverged, InputError, Interrupted
@@ -127,13 +127,13 @@ class Job:
         Raises:
             InputError: something else differs, or the run can't be made longer.
         """
-        if record["config_digest"] == config.digest(self.config):
+        if record["config_digest"] == identity.digest(self.config):
             return 0
-        old, new = dict(config.flatten(record["config"])), dict(config.flatten(self.config))
+        old, new = dict(identity.flatten(record["config"])), dict(identity.flatten(self.config))
         differing = [
             key
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not config.is_no_identity(key)
+            if old.get(key) != new.get(key) and not identity.is_no_identity(key)
         ]
         epochs_key = "trainer.max_epochs"
         before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
@@ -251,7 +251,7 @@ class Job:
             {
                 "command": command_line(self.overrides),
                 "overrides": self.overrides,
-                "config_digest": config.digest(self.config),
+                "config_digest": identity.digest(self.config),
                 "config": self.config,
                 "seed": self.config["seed"],
                 "threads": torch.get_num_threads(),

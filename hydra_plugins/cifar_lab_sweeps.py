@@ -5,6 +5,7 @@ Hydra imports this file in every run: what the plugins do lies in cifar_lab.swee
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class SlotsLauncher(Launcher):
         self.hydra_context = hydra_context
         self.config = config
         self.swept: Sequence[str] | None = None
-        process.warm_up()
+        process.warm_up(_data_of(config))
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -107,6 +108,15 @@ class PointsSweeper(BasicSweeper):
         status = run_search(self.config, self.hydra_context.config_loader, overrides)
         if status:
             raise SystemExit(status)
+
+
+def _data_of(config: DictConfig) -> dict[str, Any] | None:
+    try:
+        node = OmegaConf.to_container(config.data, resolve=True, enum_to_str=True)
+        json.dumps(node)
+    except Exception:  # the check of the points says what is wrong with it
+        return None
+    return {str(key): value for key, value in node.items()} if isinstance(node, dict) else None
 
 
 def _resolve_folder(config: DictConfig) -> None:

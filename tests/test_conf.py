@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lab import checks, config
+from cifar_lab import checks, config, identity
 from tests.conftest import REPOSITORY
 
 GROUPS = sorted(
@@ -62,7 +62,7 @@ def test_folders_under_conf_of_the_working_directory_join_the_search_path(tmp_pa
 
 def test_the_digest_is_of_what_decides_the_result() -> None:
     def digest(*overrides: str) -> str:
-        return config.digest(config.run_config(config.compose(overrides)))
+        return identity.digest(config.run_config(config.compose(overrides)))
 
     same = digest()
     assert digest("data.root=/elsewhere", "resume=must", "logger=csv") == same

@@ -4,8 +4,9 @@
 
 SIGKILL goes, by turns drawn at random, to a job, to any process of the sweep (the fork server and
 the check among them), to the supervisor, or to everything at once. Whenever the supervisor is gone
-the same command is repeated. Exit status 1 where a claim of the first line doesn't hold. Linux:
-processes are found through /proc.
+the same command is repeated, and once more after all have finished. Exit status 1 where a claim of
+the first line doesn't hold, or where not all kills came before the last job's end. Linux: processes
+are found through /proc.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KINDS = ("job", "any process", "supervisor", "everything")
 JOB = (
     *("data=synthetic", "data.train_size=1000", "data.test_size=200", "data.val_size=200"),
     *("data.batch_size=20", "model=resnet10", "model.num_blocks=[1,1]", "model.width=4"),
-    *("trainer=cpu", "trainer.max_epochs=4", "callbacks=checkpoints", "threads=1"),
+    *("trainer=cpu", "trainer.max_epochs=4", "callbacks=checkpoints", "threads=1", "report=false"),
 )
 
 
@@ -44,6 +45,7 @@ class Sweep:
             *(sys.executable, "-m", "cifar_lab", "-m", *JOB),
             *(f"seed={seeds}", f"hydra.sweep.dir={folder}"),
         ]
+        self.log = folder.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
@@ -51,7 +53,7 @@ class Sweep:
         """Types the command."""
         self.starts += 1
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.folder.with_suffix(".log"), "ab") as log:
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, start_new_session=True
             )
@@ -96,36 +98,100 @@ class Sweep:
         return bool(victims)
 
 
-def disturb(sweep: Sweep, kills: int, rng: random.Random) -> tuple[Counter[str], dict[Path, int]]:
-    """Kills, and repeats the command until a start of it ends well.
+def undisturbed(sweep: Sweep) -> float:
+    """Runs a sweep to its end; the seconds from its first job's start on.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    sweep.start()
+    assert sweep.process is not None
+    began: float | None = None
+    while (status := sweep.process.poll()) is None:
+        if began is None and sweep.jobs_at_work():
+            began = time.monotonic()
+        time.sleep(0.02)
+    if status or began is None:
+        raise RuntimeError(sweep.log.read_text())
+    return time.monotonic() - began
+
+
+class Kills:
+    """When the next kill comes, and of what.
+
+    While jobs are at work the wait is drawn so that the kills that are left spread over the jobs
+    that are left: none of them is still to come when the last job has finished. After a kill of the
+    supervisor every other one hits wherever the next start is by then: imports, check, planning.
+
+    Args:
+        wanted: how many.
+        work_s: what all jobs take undisturbed.
+        rng: draws kinds, victims and moments.
+    """
+
+    START_S = 3.0  # imports, check, planning
+
+    def __init__(self, wanted: int, work_s: float, rng: random.Random) -> None:
+        self.done: Counter[str] = Counter()
+        self._wanted = wanted
+        self._work_s = work_s
+        self._rng = rng
+        self._at: float | None = None
+
+    def step(self, sweep: Sweep, unfinished: float) -> bool:
+        """Kills if it is time to; whether something was killed.
+
+        Args:
+            sweep: whose processes.
+            unfinished: share of the jobs that have not finished.
+        """
+        left = self._wanted - self.done.total()
+        if left <= 0:
+            return False
+        if self._at is None and sweep.jobs_at_work():
+            longest_s = 1.5 * self._work_s * unfinished / left
+            self._at = time.monotonic() + self._rng.uniform(0, longest_s)
+        if self._at is None or time.monotonic() < self._at:
+            return False
+        kind = self._rng.choice(KINDS)
+        killed = sweep.kill(kind, self._rng)
+        self.done[kind] += killed
+        self._at = None
+        if kind in ("supervisor", "everything") and self._rng.random() < 0.5:
+            self._at = time.monotonic() + self._rng.uniform(0, self.START_S)
+        return killed
+
+
+def disturb(sweep: Sweep, kills: Kills, jobs: int) -> dict[Path, int]:
+    """Kills, and repeats the command until a start of it ends well; then once more in peace.
 
     Returns:
-        How often each kind was done, and when (ns) each record was first seen finished.
+        When (ns) each record was first seen finished.
+
+    Raises:
+        RuntimeError: a start that nobody disturbed ended badly: repeating would not help.
     """
-    done: Counter[str] = Counter()
     finished: dict[Path, int] = {}
-    sweep.start()
-    at_work = True
-    kill_at: float | None = None
-    while True:
-        assert sweep.process is not None
-        time.sleep(0.02)
+
+    def look() -> None:
         for path, record in sweep.records():
             if record["status"] == "finished" and path not in finished:
                 finished[path] = path.stat().st_mtime_ns
-        status = sweep.process.poll()
-        if status == 0 and done.total() >= kills:
-            return done, finished
-        if status is not None:
+
+    for last in (False, True):
+        status: int | None = -1
+        while status:
             sweep.start()
-        now = time.monotonic()
-        if kill_at is None and (not at_work or sweep.jobs_at_work()):
-            kill_at = now + rng.uniform(0, 3)
-        if done.total() < kills and kill_at is not None and now > kill_at:
-            kind = rng.choice(KINDS)
-            done[kind] += sweep.kill(kind, rng)
-            # three of four wait for a job at work; the fourth may hit imports, check and planning
-            kill_at, at_work = None, rng.random() < 0.75
+            assert sweep.process is not None
+            hit = False
+            while (status := sweep.process.poll()) is None:
+                time.sleep(0.02)
+                look()
+                hit |= not last and kills.step(sweep, 1 - len(finished) / jobs)
+            look()
+            if status and not hit:
+                raise RuntimeError(f"status {status} undisturbed:\n{sweep.log.read_text()}")
+    return finished
 
 
 def weights(run_json: Path) -> dict[str, Any]:
@@ -176,15 +242,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         reference = Sweep(folder / "undisturbed", arguments.jobs)
-        reference.start()
-        assert reference.process is not None
-        if reference.process.wait():
-            print(reference.folder.with_suffix(".log").read_text())
-            return 1
         disturbed = Sweep(folder / "disturbed", arguments.jobs)
         started = time.monotonic()
-        done, finished = disturb(disturbed, arguments.kills, random.Random(arguments.seed))
+        kills = Kills(arguments.kills, undisturbed(reference), random.Random(arguments.seed))
+        finished = disturb(disturbed, kills, arguments.jobs)
         found = differences(disturbed, reference, finished)
+    done = kills.done
+    if done.total() < arguments.kills:
+        found.append(f"only {done.total()} of {arguments.kills} kills before all jobs had finished")
     print(
         f"{arguments.jobs} jobs, {done.total()} kills "
         f"({', '.join(f'{kind} {done[kind]}' for kind in KINDS)}), "

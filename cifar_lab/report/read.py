@@ -13,15 +13,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_lab.identity import flatten, is_no_identity
 from cifar_lab.record import FILE_NAME, read_record
 from cifar_lab.report.curves import Curves, read_curves
-
-# As in cifar_lab.config, which imports Hydra (a test compares): no part of what a run computes.
-NOT_IDENTITY = (
-    *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
-    "steps_per_call",
-    *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,20 +178,6 @@ def _selection(
     # the record holds the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]
     return float(of_best[-1]) if of_best.size and np.isfinite(of_best[-1]) else last
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists and empty dictionaries are leaves."""
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def is_no_identity(key: str) -> bool:
-    """Whether a dotted key has no part in what a run computes."""
-    return any(key == name or key.startswith(name + ".") for name in NOT_IDENTITY)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from cifar_lab.sweep import process
 from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.jobs import make_jobs
 from cifar_lab.sweep.points import Point, at, compose_point, varying, with_threads
+from cifar_lab.sweep.results import write_report
 from cifar_lab.sweep.supervisor import SETTLED, Slot, Source, Supervisor, SweepJob
 from cifar_lab.sweep.tasks import CHECK, Check, Findings
 from cifar_lab.sweep.view import SweepView
@@ -161,6 +162,8 @@ def run_jobs(
         raise
     failed = _print_failures(jobs)
     print(f"results: {folder.path / 'results.csv'}", flush=True)
+    if master.report:
+        write_report(folder.path)
     if any(job.status in ("queued", "interrupted") for job in jobs):
         _print_continue(folder.path)
     return 1 if failed else 0
@@ -187,7 +190,7 @@ def _ask_worker(points: Sequence[Point]) -> Findings | None:
     from multiprocessing import Pipe
 
     ours, theirs = Pipe(duplex=False)
-    request = Check([point.cfg for point in points], theirs)
+    request = Check([point.cfg for point in points], [point.config for point in points], theirs)
     worker = process.start(CHECK, request, environment=os.environ, name="check")
     theirs.close()
     try:

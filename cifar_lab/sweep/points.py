@@ -11,11 +11,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab import config
+from cifar_lab import config, identity
 from cifar_lab.errors import InputError
 
 # Settings of the sweep as a whole: one value for all of its jobs.
-OF_THE_SWEEP = ("slots", "retries", "job_timeout", "fail_fast", "sweep")
+OF_THE_SWEEP = ("slots", "retries", "job_timeout", "fail_fast", "report", "sweep")
 _DIGITS = 8  # of the digest, in a job's name: 2**32 of them
 
 
@@ -78,7 +78,7 @@ def compose_point(
         raise at(chosen, str(config.explain(error, list(overrides)))) from error
     resolved = config.run_config(cfg)
     own = tuple(override for override in overrides if not _of_the_sweep(override))
-    return Point(own, chosen, cfg, resolved, config.digest(resolved))
+    return Point(own, chosen, cfg, resolved, identity.digest(resolved))
 
 
 def with_threads(point: Point, threads: int) -> Point:
@@ -91,7 +91,7 @@ def with_threads(point: Point, threads: int) -> Point:
     resolved = config.run_config(cfg)
     kept = [override for override in point.overrides if split(override)[0] != "threads"]
     overrides = (*kept, f"threads={threads}")
-    return Point(overrides, point.swept, cfg, resolved, config.digest(resolved))
+    return Point(overrides, point.swept, cfg, resolved, identity.digest(resolved))
 
 
 def varying(batch: Sequence[Sequence[str]]) -> list[str]:

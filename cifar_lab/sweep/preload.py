@@ -1,16 +1,20 @@
-"""What the fork server imports once, so that no job pays for it.
+"""What the fork server imports and opens once, so that no job pays for it.
 
-The one module with effects at import: that is how ``multiprocessing`` preloads. It starts no thread
-and doesn't touch CUDA: a fork must inherit neither.
+The one module with effects at import: that is how ``multiprocessing`` preloads. It leaves no thread
+behind and doesn't touch CUDA: a fork must inherit neither.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import json
 import os
 import pkgutil
+from contextlib import suppress
 from importlib import import_module
+
+from cifar_lab.sweep import process
 
 # What jobs import late, found as the difference of sys.modules before and after one.
 LIBRARIES = (
@@ -40,10 +44,34 @@ def _load() -> None:
     from filelock import FileLock  # noqa: F401  # loads the parts that the package loads late
 
 
+def _open_data(node: dict[str, object]) -> None:
+    """Opens the dataset that the sweep's jobs share; their memory of it is this process's.
+
+    Nothing is fetched here, and what goes wrong is left for the check of the points to say.
+    """
+    from cifar_lab.build import spoken
+    from cifar_lab.data.augment import Pipeline
+    from cifar_lab.data.datamodule import DataModule
+
+    target = pkgutil.resolve_name(str(node.pop("_target_")))
+    # what decides nothing about the source, and may not fit as it stands here
+    neutral = {"loader": "device", "transform": None, "val_size": 0, "drop_last": False}
+    data = target(**{**node, **neutral}, augment=Pipeline(transforms={}), seed=0)
+    source = data.source
+    data.offline = True
+    with spoken():
+        DataModule.inherited[source] = data.open()
+
+
 # a group of its own: Ctrl-C and a SIGTERM to the sweep's group are the supervisor's to pass on
 os.setpgid(0, 0)
+process.server_pid = os.getpid()
+gc.disable()  # nearly nothing that imports make is garbage, and looking for it takes half a second
 _load()
+if data_node := os.environ.pop(process.DATA_VARIABLE, None):
+    with suppress(Exception):
+        _open_data(json.loads(data_node))
 # what was imported is never garbage: a collection in a fork would copy every page of it
-gc.collect()
 gc.freeze()
+gc.enable()
 atexit.register(gc.unfreeze)  # else extension modules report leaks when the server ends

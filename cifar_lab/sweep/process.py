@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import multiprocessing
 import os
 import pkgutil
@@ -26,10 +27,22 @@ from cifar_lab.errors import Interrupted
 
 _PRELOAD = "cifar_lab.sweep.preload"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# How the fork server learns which dataset to open.
+DATA_VARIABLE = "CIFAR_LAB_SWEEP_DATA"
+_server_environment: dict[str, str] = {}
+# In the fork server and what it forks: the server's; the preload sets it.
+server_pid: int | None = None
 
 
-def warm_up() -> None:
-    """Starts the fork server, which imports while the caller goes on; again: costs nothing."""
+def warm_up(data: Mapping[str, Any] | None = None) -> None:
+    """Starts the fork server, which imports while the caller goes on; again: costs nothing.
+
+    Args:
+        data: the resolved ``data`` group, to be opened there once for all jobs; one that is built
+            from another is opened by the job itself.
+    """
+    if data is not None:
+        _server_environment[DATA_VARIABLE] = json.dumps(data)
     with _importable():
         _context()
         forkserver.ensure_running()
@@ -113,18 +126,23 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if server_pid is not None and os.getppid() != server_pid:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
 def _importable() -> Iterator[None]:
     # the server starts as `python -c` and would pass over a preload that it can't find in silence
-    before = os.environ.get("PYTHONPATH")
-    root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
+    root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
+    theirs = {"PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}
+    theirs |= _server_environment
+    before = {key: os.environ.get(key) for key in theirs}
+    os.environ.update(theirs)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

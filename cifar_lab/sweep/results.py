@@ -1,13 +1,16 @@
-"""results.csv: a row for every job, current while the sweep runs."""
+"""What a sweep leaves beside its runs: results.csv, always current, and at the end the report."""
 
 from __future__ import annotations
 
 import csv
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar_lab import signals
 from cifar_lab.record import write_atomically
 from cifar_lab.sweep.supervisor import SweepJob
 
@@ -30,6 +33,25 @@ def write_results(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
         write_atomically(sweep_dir / "results.csv", text.getvalue())
     except OSError:
         return
+
+
+def write_report(sweep_dir: Path) -> None:
+    """Has a process of its own compare the sweep's runs; it prints the table and where the page is.
+
+    What it fails in is one line: the sweep itself has ended as it has.
+    """
+    command = [sys.executable, "-m", "cifar_lab.report", str(sweep_dir)]
+    try:
+        with signals.shielded():  # Ctrl-C reaches the report itself
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    except OSError as error:
+        reason = str(error)
+    else:
+        if not done.returncode:
+            return
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {done.returncode}"
+    print(f"cifar_lab: no report was written: {reason}", file=sys.stderr, flush=True)
 
 
 def _row(job: SweepJob) -> dict[str, Any]:

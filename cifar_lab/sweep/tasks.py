@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,9 +16,10 @@ RUN_JOB = "cifar_lab.sweep.worker:run_job"
 
 @dataclass(frozen=True)
 class Check:
-    """Points to look at before the first job, and where the `Findings` go."""
+    """Points to look at before the first job (composed, resolved), and where `Findings` go."""
 
     cfgs: Sequence[DictConfig]
+    configs: Sequence[dict[str, Any]]
     answer: Connection
 
 

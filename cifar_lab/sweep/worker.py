@@ -16,7 +16,7 @@ from hydra import version
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
-from cifar_lab import checks, config
+from cifar_lab import checks, config, identity
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
 from cifar_lab.record import command_line
@@ -32,10 +32,9 @@ def check(request: Check) -> int:
     wrong: list[tuple[int, str]] = []
     seen: set[str] = set()
     kinds, per_job = [], 1
-    for index, cfg in enumerate(request.cfgs):
+    for index, (cfg, resolved) in enumerate(zip(request.cfgs, request.configs, strict=True)):
         try:
-            checks.check(cfg)
-            resolved = config.run_config(cfg)
+            checks.check_resolved(resolved)
             kinds.append(checks.accelerator(str(resolved["trainer"].get("accelerator", "auto"))))
             checks.check_across(resolved)
             per_job = max(per_job, _devices(resolved["trainer"].get("devices", 1)))
@@ -96,7 +95,7 @@ def run_job(task: Task) -> int:
                 "pid": os.getpid(),
                 "command": command_line(task.overrides),
                 "overrides": list(task.overrides),
-                "config_digest": config.digest(job.config),
+                "config_digest": identity.digest(job.config),
                 "config": job.config,
                 "seed": job.config["seed"],
                 "device": platform.machine(),

@@ -75,8 +75,11 @@ def run(
             parts.classifier.load_state_dict(load(resume_from)["state_dict"])
         if best_step is not None:
             # by hand: Lightning's test(ckpt_path=...) prints two lines and restores callbacks too
-            state = files.best_checkpoint(run_dir, best_step)["state_dict"]
-            parts.classifier.load_state_dict(state)
+            best = files.best_checkpoint(run_dir, best_step)
+            parts.classifier.load_state_dict(best["state_dict"])
+            # what the record says of the held-out images is of the weights that are tested
+            validated = best["run"]["metrics"].items()
+            metrics |= {key: value for key, value in validated if key.startswith("val/")}
         trainer.test(parts.classifier, datamodule=data, verbose=False)
         metrics.update(metrics_of(trainer))
     if record is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lab.config import flatten, is_no_identity
+from cifar_lab.identity import flatten, is_no_identity
 
 FOLDER = "tensorboard"
 # A run's final values, as ``final/<name>``. The HParams tab shows the first five metrics by name

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_lab import config
 from cifar_lab.data import dataset
-from cifar_lab.report import axes, read
+from cifar_lab.report import axes
 from cifar_lab.report.read import Reader
 from tests.report.conftest import write_run
 
 
-def test_what_is_no_identity_and_the_classes_are_the_ones_of_the_lab() -> None:
-    assert read.NOT_IDENTITY == config.NOT_IDENTITY
+def test_the_classes_are_the_ones_of_the_lab() -> None:
     assert axes.CLASSES == dataset.CLASSES
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import TINY
 
-SMALL = (*TINY, "trainer.max_epochs=1", "logger=csv")
+SMALL = (*TINY, "trainer.max_epochs=1", "logger=csv", "report=false")
 
 FATES = '''
 import os, signal, sys, time

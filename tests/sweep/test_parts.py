@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from cifar_lab.config import compose_group
+from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 from cifar_lab.sweep.launch import make_slots
 from cifar_lab.sweep.points import Point
@@ -71,16 +74,44 @@ def in_a_process_of_its_own(code: str) -> str:
     return done.stdout
 
 
-def test_the_fork_server_starts_no_thread_and_leaves_cuda_alone() -> None:
+def test_the_fork_server_opens_the_data_and_leaves_no_thread_and_cuda_alone() -> None:
     # torch's pools start at the first parallel region: a fork after that would hang in the next
+    node = compose_group("data", ["data=synthetic", "data.train_size=100", "data.test_size=50"])
     out = in_a_process_of_its_own(
         "import os, threading, numpy\n"
+        "from cifar_lab.sweep import process\n"
+        f"os.environ[process.DATA_VARIABLE] = {json.dumps(node)!r}\n"
         "before = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self') else 1\n"
         "import cifar_lab.sweep.preload, torch\n"
         "after = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self') else 1\n"
         "print(after - before, threading.active_count(), torch.cuda.is_initialized())\n"
+        "from cifar_lab.data.datamodule import DataModule\n"
+        "for source, dataset in DataModule.inherited.items():\n"
+        "    print(dataset.digest, source)\n"
     )
-    assert out.split() == ["0", "1", "False"]
+    expected = make_synthetic(train_size=100, test_size=50, data_seed=0)
+    first, second = out.splitlines()
+    assert first.split() == ["0", "1", "False"]
+    assert second.startswith(f"{expected.digest} Synthetic ")
+    assert "'train_size': 100" in second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the supervisor's pipe must do")
+def test_a_worker_whose_server_died_at_once_ends_too() -> None:
+    # killed between the fork and the worker's request for a signal: no signal would ever come
+    out = in_a_process_of_its_own(
+        "import multiprocessing, os\n"
+        "from cifar_lab.sweep import process\n"
+        "def begin():\n"
+        "    os.setpgid(0, 0)\n"
+        "    process.server_pid = os.getppid() + 1\n"
+        "    process._end_with_parent()\n"
+        "worker = multiprocessing.get_context('fork').Process(target=begin)\n"
+        "worker.start()\n"
+        "worker.join()\n"
+        "print(worker.exitcode)\n"
+    )
+    assert out.split() == ["-9"]
 
 
 def test_the_supervisor_loads_no_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,26 @@ def test_a_job_that_hangs_is_stopped_and_fail_fast_stops_the_rest(
     assert "to continue: python -m cifar_lab -m" in err.strip().splitlines()[-1]
 
 
+def test_a_sweep_ends_with_its_report_and_a_report_that_fails_changes_nothing(
+    lab: Lab, tmp_path: Path
+) -> None:
+    sweep = ("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep")
+    status, out, err = lab(*sweep, "report=true")
+    assert status == 0, err
+    page = tmp_path / "sweep" / "report" / "report.html"
+    assert str(page) in out
+    before = page.stat().st_mtime_ns
+    status, out, _ = lab(*sweep)
+    assert (status, page.stat().st_mtime_ns) == (0, before)
+    assert "2 ended before" in out  # the switch is no part of a run's identity
+    shutil.rmtree(page.parent)
+    page.parent.touch()
+    status, _, err = lab(*sweep, "report=true")
+    assert status == 0
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("cifar_lab: no report was written: ")
+
+
 def test_a_second_sweep_into_the_folder_refuses(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     with FileLock(tmp_path / "sweep" / ".lock"):
@@ -241,7 +262,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cifar_lab.bench.sweep_kills", "--jobs", "8", "--kills", "10"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -35,15 +34,6 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
     """
-    # a quarter of the time that torch and lightning take to import is the collector's, in vain
-    gc.disable()
-    try:
-        return _build_parts(cfg, run_dir)
-    finally:
-        gc.enable()
-
-
-def _build_parts(cfg: DictConfig, run_dir: Path) -> Parts:
     resolved = config.run_config(cfg)
     checks.check(cfg)  # loads what the targets need, torch and lightning among it
     import lightning.pytorch as lightning

@@ -18,7 +18,7 @@ TINY = ("--rounds=1", "--steps=2", "--batch-size=4", "--images=2000", "--threads
     ("arguments", "said"),
     [
         (["--networks=vgg"], "'vgg' is none of cnn, resnet10, resnet1111"),
-        (["--contenders=ours,me"], "'me' is none of ours, fast,"),
+        (["--contenders=ours,me"], "'me' is none of ours, plain,"),
         (["--rounds=0"], "'0' must be a whole number of at least 1"),
         (["--images=100"], "'100' must be at least 2000"),
         (["--also=peer"], "'peer' must read NAME=COMMAND"),
@@ -81,7 +81,7 @@ def test_a_session_leaves_table_figures_and_every_measurement(
 def test_ours_and_the_start_up_are_measured_through_the_door(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    status = main([*TINY, "--networks=cnn", "--contenders=ours,fast,tuned,bare", "--out=bench"])
+    status = main([*TINY, "--networks=cnn", "--contenders=ours,plain,tuned,bare", "--out=bench"])
     assert status == 0, capfd.readouterr().err
     rows = json.loads(Path("bench/bench.json").read_text())["measurements"]
     assert all(m["images_per_s"] > 0 for m in rows if m["table"] == "cnn")

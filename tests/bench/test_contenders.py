@@ -57,13 +57,13 @@ def test_json_that_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ["ours", "fast"])
+@pytest.mark.parametrize("name", ["ours", "plain"])
 def test_our_commands_compose_and_pass_the_check(network: str, name: str) -> None:
     command = list(MAKERS[name](workload(network)).command(Path("/folder")))
     cfg = config.compose(command[3:])
     checks.check(cfg)
     assert cfg.trainer.max_steps == WARMUP_STEPS + 5
-    assert cfg.channels_last is (name == "fast")
+    assert cfg.channels_last is (name == "ours")
     assert cfg.augment.transforms == {}
 
 

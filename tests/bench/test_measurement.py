@@ -61,7 +61,7 @@ def test_one_value_is_its_own_median_and_none_has_none() -> None:
 
 def test_the_table_shows_ratios_goals_and_gaps() -> None:
     measured = [
-        *(one("ours", 1, 3000), one("fast", 1, 4000), one("bare", 1, 2000)),
+        *(one("ours", 1, 3000), one("plain", 1, 4000), one("bare", 1, 2000)),
         one("peer", 1, None, "exit status 3: no"),
     ]
     lines = shown(show.speed_table("cnn", measured, on_gpu=False)).splitlines()

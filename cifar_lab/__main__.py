@@ -84,6 +84,7 @@ def _through_hydra(arguments: list[str]) -> int:
 
     from cifar_lab import config
 
+    gc.enable()  # a sweep's supervisor lives long, and composes all the while
     config.register()
     GlobalHydra.instance().clear()
     failures: list[str] = []
@@ -100,6 +101,7 @@ def _through_hydra(arguments: list[str]) -> int:
             ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
             if ours.finished_before():
                 return
+            gc.disable()
             ours.build()
             _collect_again()
             status = ours.run()

@@ -45,7 +45,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     from cifar_lab.training.quiet import quiet_libraries
 
     quiet_libraries()
-    kind = checks.check_devices(resolved["trainer"])
+    kind = checks.check_devices(resolved["trainer"], resolved["optimizer"])
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = _build("optimizer", cfg.optimizer)

@@ -261,7 +261,7 @@ def check_across(config: dict[str, Any]) -> None:
             )
 
 
-def check_devices(trainer: dict[str, Any]) -> str:
+def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
     """The kind of device: cuda, mps or cpu.
 
     Raises:
@@ -286,6 +286,7 @@ def check_devices(trainer: dict[str, Any]) -> str:
             f"trainer.devices={devices}: this machine has {present} {unit}, counted from 0"
         )
     _check_precision(str(trainer.get("precision", "32-true")), kind)
+    _check_fused(trainer, optimizer, kind)
     return kind
 
 
@@ -312,6 +313,19 @@ def accelerator(name: str) -> str:
             f"trainer.accelerator={name}: this machine has none; use trainer.accelerator=auto"
         )
     return found[name]
+
+
+def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -> None:
+    scaled = str(trainer.get("precision", "32-true")) in ("16-mixed", "16")
+    if not (scaled and optimizer.get("fused")):
+        return
+    # a fused step takes float16's scale out of the gradients itself: too late for clipping
+    if trainer.get("gradient_clip_val") or kind == "mps":
+        what = "on MPS" if kind == "mps" else "with trainer.gradient_clip_val"
+        raise InputError(
+            f"optimizer.fused=true: can't be used {what} and trainer.precision=16-mixed; "
+            "set optimizer.fused=false"
+        )
 
 
 def _check_precision(precision: str, kind: str) -> None:

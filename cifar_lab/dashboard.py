@@ -127,13 +127,13 @@ def runs_below(root: Path) -> Iterator[Path]:
 
 
 def short_name(run: Path, root: Path) -> str:
-    """When and what: ``11-22 15.54 resnet10 lr0.1``; in a sweep ``11-22 15.54/lr0.1 seed0``.
+    """When and what: ``11-22 15.54 resnet10 lr0.1``; in a sweep ``11-22 15.54/lr0.1-seed0``.
 
-    Below ``root`` = the sweep's own folder, without when.
+    Where ``root`` is the sweep's own folder or the run's, without when.
     """
     if (run.parent / SWEEP_FILE).exists():
         words = _DIGEST.sub("", run.name)
-        return words if run.parent == root else f"{_label(run.parent, root)}/{words}"
+        return words if root in (run, run.parent) else f"{_label(run.parent, root)}/{words}"
     return f"{_label(run, root)} {_varied(run)}".strip()
 
 

@@ -76,7 +76,7 @@ def record_of(run_dir: Path) -> dict[str, Any]:
 
 def is_timing(metric: str) -> bool:
     """Whether a metric is none of training but of the clock, and differs from run to run."""
-    return metric == "images_per_s" or metric.startswith("timings/")
+    return metric.removeprefix("final/") == "images_per_s" or metric.startswith("timings/")
 
 
 # What every data module is told, beside its own source, augmentation and seed.

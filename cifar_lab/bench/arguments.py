@@ -69,7 +69,9 @@ def read(arguments: Sequence[str], description: str | None) -> argparse.Namespac
         raise InputError("--networks none: nothing is left to measure; add --startup")
     taken = {(None, name) for name in MAKERS}
     for also in given.also:
-        if {(None, also.name), (also.network, also.name)} & taken:
+        # one of all tables and one of a single table meet there
+        networks = {network for network, name in taken if name == also.name}
+        if None in networks or also.network in networks or (networks and also.network is None):
             raise InputError(f"--also {also.name}=...: that name is taken; choose another")
         taken.add((also.network, also.name))
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -230,6 +231,8 @@ def read_last_line(output: str) -> Reading:
                 isinstance(value, bool) or not isinstance(value, int | float)
             ):
                 raise ValueError(f"{key}={value!r} on its last line is no number")
+        if (rate := known["images_per_s"]) is not None and not 0 < rate < math.inf:
+            raise ValueError(f"images_per_s={rate!r} on its last line is no rate")
         return Reading(**known)
     numbers = re.findall(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(%?)", last)
     if not numbers:

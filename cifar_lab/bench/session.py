@@ -125,6 +125,8 @@ class Session:
                 [m for m in measurements if m.table == startup.TABLE]
             )
             measurements = [m for m in measurements if m.table != startup.TABLE] + corrected
+        # first: whatever becomes of the tables, hours of measuring are kept
+        write_atomically(folder / "bench.json", json.dumps(self._report(measurements), indent=2))
         for network in NETWORKS:
             if rows := [m for m in measurements if m.table == network]:
                 self._console.print(show.speed_table(network, rows, on_gpu=self._on_gpu))
@@ -132,7 +134,6 @@ class Session:
             self._console.print(show.startup_table(rows))
         for line in show.failures(measurements):
             print(f"cifar_lab.bench: failed: {line}", file=sys.stderr)
-        write_atomically(folder / "bench.json", json.dumps(self._report(measurements), indent=2))
         show.draw(measurements, folder, caption=caption(self._described))
         self._console.print(f"written to {folder}", highlight=False, soft_wrap=True)
 

@@ -58,7 +58,10 @@ class Run:
                 np.load(file, allow_pickle=False) as saved,
             ):
                 labels, logits = saved["labels"], saved["logits"]
-            return labels.astype(np.int64), logits.argmax(axis=1).astype(np.int64)
+            said = logits.argmax(axis=1)
+            if labels.shape != said.shape or not labels.size or labels.min() < 0:
+                return None
+            return labels.astype(np.int64), said.astype(np.int64)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
@@ -151,7 +154,7 @@ def _run(
         path=folder,
         name=name,
         status=str(record.get("status")),
-        error=None if record.get("error") is None else str(record["error"]).splitlines()[0],
+        error=next(iter(str(record.get("error") or "").splitlines()), None),
         seed=record.get("seed", config.get("seed")),
         identity={k: v for k, v in flat.items() if k != "seed" and not is_no_identity(k)},
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
@@ -175,7 +178,7 @@ def _selection(
     best = _number(record.get("best_epoch"))
     if record.get("tested") != "best" or best is None or "val/acc" not in curves:
         return last
-    # the record holds the last epoch's; what was tested is the best one
+    # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]
     return float(of_best[-1]) if of_best.size and np.isfinite(of_best[-1]) else last
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.epoch import Blocks
@@ -53,6 +54,8 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | N
     loader = data.train_dataloader()
     limit, batches = trainer.limit_train_batches, loader.num_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if batches == 0:
+        return None  # Lightning's to refuse
     full = min(batches, len(data.train_indices) // data.batch_size)
     bound = trainer.max_steps if trainer.max_steps > -1 else None
     blocks = Blocks(size=size, full=full, batches=batches, max_steps=bound)
@@ -81,7 +84,14 @@ def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
 
 
 def _sees_steps(callback: Callback) -> bool:
-    return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in _STEP_HOOKS)
+    # these two change Lightning's own step
+    if isinstance(callback, StochasticWeightAveraging | GradientAccumulationScheduler):
+        return True
+    # LambdaCallback has its hooks on the instance
+    return any(
+        hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+        for hook in _STEP_HOOKS
+    )
 
 
 def blocks_of(trainer: Trainer) -> Blocks | None:

@@ -116,7 +116,8 @@ class Classifier(LightningModule):
             # mixed precision is for the forward pass; around a whole call Lightning can't know
             with torch.autocast(self.device.type, enabled=False):
                 self.manual_backward(loss)
-            optimizer.step()
+                optimizer.step()
+            torch.clear_autocast_cache()  # of casts of the weights, which have changed
             scheduler.step()
         # the number that loggers are given counts steps; Lightning adds one for this call
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += batches_in(batch) - 1

@@ -11,6 +11,8 @@ from torch import nn
 
 from cifar_lab.errors import InputError
 
+_TRITON_NEEDS = ("CC", "cc", "gcc", "clang")
+
 
 def prepare(network: nn.Module, *, device: str, channels_last: bool, mode: str) -> None:
     """Sets the memory format and compiles, both in place: the checkpoint's keys stay the same.
@@ -23,17 +25,18 @@ def prepare(network: nn.Module, *, device: str, channels_last: bool, mode: str) 
             CUDA graphs on a GPU). Compilation happens at the first step.
 
     Raises:
-        InputError: compiling for the CPU needs a C++ compiler, and there is none.
+        InputError: compiling needs a compiler of C (CUDA) or C++ (CPU), and there is none.
     """
     if channels_last and device != "mps":
         network.to(memory_format=torch.channels_last)
     if mode == "none":
         return
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
+    variable, *usual = ("CXX", "c++", "g++", "clang++") if device == "cpu" else _TRITON_NEEDS
+    names = [os.environ.get(variable), *usual]
+    if device != "mps" and not any(shutil.which(name) for name in names if name):
         raise InputError(
-            f"compile={mode}: needs a C++ compiler on the CPU and finds none; install g++, "
-            "or set compile=none"
+            f"compile={mode}: needs a compiler and finds none of {', '.join(usual)}; install "
+            f"{usual[1]}, or set compile=none"
         )
     # two shapes occur, the short last batch's being the second: each gets kernels of its own
     options: dict[str, Any] = {"dynamic": False}

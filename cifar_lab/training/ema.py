@@ -20,7 +20,7 @@ class Ema(WeightAveraging):
 
     Args:
         decay: in [0, 1); .99 looks about 100 steps back.
-        start_step: optimizer steps before the average begins, as a copy of the weights.
+        start_step: optimizer steps before the average begins; it is the weights themselves so far.
     """
 
     def __init__(self, *, decay: float, start_step: int) -> None:
@@ -38,6 +38,7 @@ class Ema(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module gets the averages."""
+        self._follow(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
         self._swapped = True
 
@@ -54,4 +55,16 @@ class Ema(WeightAveraging):
             # what the checkpoint refers to are the tensors that this puts right
             self._swap_models(pl_module)
             self._swapped = False
+        self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module keeps the averages."""
+        self._follow(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def _follow(self, module: LightningModule) -> None:
+        # before the average begins it is the weights; Lightning's is the untrained network so far
+        assert self._average_model is not None
+        if not int(self._average_model.n_averaged):
+            self._average_model.module.load_state_dict(module.state_dict())

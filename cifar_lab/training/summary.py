@@ -46,7 +46,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "tested", _tested(record)
     if (accuracy := metrics.get("val/acc")) is not None:
         loss = _number(", loss {:.4f}", metrics, "val/loss")
-        yield "validation", f"{percent(accuracy)}{loss} (last epoch)"
+        yield "validation", f"{percent(accuracy)}{loss}"
     if record.get("epochs") is not None:
         yield "trained", f"{record['epochs']} epochs{_number(', {:,} steps', record, 'steps')}"
     if timings.get("fit_s") is not None:

@@ -140,6 +140,8 @@ class Timings(Callback, KnowsBlocks):
 def _synchronize(pl_module: LightningModule) -> None:
     if pl_module.device.type == "cuda":
         torch.cuda.synchronize(pl_module.device)
+    elif pl_module.device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _peak_memory_mb() -> float:

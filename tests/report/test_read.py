@@ -160,3 +160,22 @@ def test_predictions_that_would_run_code_or_are_cut_off_count_as_missing(tmp_pat
     objects = np.array([{}], dtype=object)
     np.savez(folder / "predictions.npz", labels=objects, logits=objects)
     assert run.predictions() is None
+
+
+def test_predictions_that_belong_to_no_image_are_none(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    [run] = Reader(tmp_path).read().runs
+    for labels, logits in (
+        (np.arange(3), np.zeros((4, 10))),
+        (np.arange(0), np.zeros((0, 10))),
+        (np.array([-1]), np.zeros((1, 10))),
+        (np.arange(3), np.zeros(3)),
+    ):
+        np.savez(folder / "predictions.npz", labels=labels, logits=logits)
+        assert run.predictions() is None
+
+
+def test_an_empty_reason_is_no_reason(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", status="failed", error="")
+    [run] = Reader(tmp_path).read().runs
+    assert run.error is None

@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    StochasticWeightAveraging,
+)
 
 from cifar_lab.data.epoch import Blocks
+from cifar_lab.training.blocks import _sees_steps
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import record_of
 from tests.test_resume import SMALL, same
@@ -53,7 +60,13 @@ def test_a_block_ends_with_the_last_step_of_the_fit() -> None:
 @pytest.mark.parametrize("size", [2, 5, 16])
 @pytest.mark.parametrize(
     "more",
-    [(), ("trainer.limit_train_batches=5",), ("trainer.max_steps=9",), ("data.val_size=0",)],
+    [
+        (),
+        ("trainer.limit_train_batches=5",),
+        ("trainer.max_steps=9",),
+        ("data.val_size=0",),
+        ("trainer.precision=bf16-mixed",),
+    ],
     ids=str,
 )
 def test_steps_in_blocks_equal_single_steps_to_the_bit(
@@ -117,6 +130,21 @@ def test_a_callback_that_looks_at_every_step_gets_every_step_and_that_is_said_on
     assert status == 0
     assert err.count("the callback Watcher looks at every step; going on with one") == 1
     assert Watcher.seen == record_of(tmp_path / "run")["steps"] == 14
+
+
+@pytest.mark.parametrize(
+    ("callback", "sees"),
+    [
+        (Watcher(), True),
+        (LambdaCallback(on_train_batch_end=print), True),
+        (LambdaCallback(on_train_epoch_end=print), False),
+        (StochasticWeightAveraging(swa_lrs=0.1), True),
+        (GradientAccumulationScheduler(scheduling={0: 2}), True),
+        (EarlyStopping(monitor="val/acc"), False),
+    ],
+)
+def test_who_looks_at_every_step_is_known(callback: Callback, sees: bool) -> None:
+    assert _sees_steps(callback) is sees
 
 
 @pytest.mark.parametrize(

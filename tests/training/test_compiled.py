@@ -79,5 +79,5 @@ def test_without_a_compiler_the_person_is_told(
     monkeypatch.delenv("CXX", raising=False)
     status, _, err = lab(*ARGUMENTS, "compile=default", f"hydra.run.dir={tmp_path}/run")
     assert status == 2
-    assert "compile=default: needs a C++ compiler" in err
+    assert "compile=default: needs a compiler and finds none of c++" in err
     assert not (tmp_path / "run").exists()

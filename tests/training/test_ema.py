@@ -56,6 +56,23 @@ def test_the_average_is_the_recurrence_and_validation_and_test_see_it(
 
 
 @pytest.mark.parametrize("val_size", [200, 0])
+def test_before_it_begins_the_average_is_the_weights(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_size: int
+) -> None:
+    none = (*[a for a in SMALL if not a.startswith("callbacks")], "callbacks=checkpoints")
+    shared = f"data.val_size={val_size}"
+    assert lab(*none, shared, f"hydra.run.dir={tmp_path}/none")[0] == 0
+    late = (*EMA, "callbacks.ema.start_step=1000", "~callbacks.grad_norm", shared)
+    assert lab(*late, f"hydra.run.dir={tmp_path}/late")[0] == 0
+    same(tmp_path / "none", tmp_path / "late")
+    stop_at(monkeypatch, 5)
+    assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    monkeypatch.undo()
+    assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    same(tmp_path / "none", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("val_size", [200, 0])
 @pytest.mark.parametrize(
     "stop",
     [

@@ -57,7 +57,8 @@ def run(
         DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
     trainer, data = parts.trainer, parts.data
-    if trainer.strategy.root_device.type == "cpu":
+    # alone only: two processes with gloo died of a corrupted heap with it once (docs/LOG.md)
+    if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
         keep_freed_memory()
     timings = Timings(started=started)
     checkpoints = _add_callbacks(parts, record, timings, run_dir)

@@ -39,9 +39,13 @@ def verdict(ranking: Ranking) -> str:
     )
     if next_one.p_holm >= SIGNIFICANT:
         return f"{against}. That is not more than noise ({detail})."
+    if next_one.pair is not None:  # says nothing of other seeds, whose mean may point elsewhere
+        side = "better" if next_one.pair > 0 else "worse"
+        return (
+            f"{against}. Of these two trained networks it is the {side}, beyond noise ({detail})."
+        )
     side = "better" if next_one.difference > 0 else "worse, though validation prefers it"
-    what = "" if next_one.test == "Welch" else " as far as these two trained networks go"
-    return f"{against}. It is {side}{what}, beyond noise ({detail})."
+    return f"{against}. It is {side}, beyond noise ({detail})."
 
 
 def p_text(p: float) -> str:

@@ -29,6 +29,8 @@ class Comparison:
         p: uncorrected and two-sided; None without a test.
         p_holm: corrected for all comparisons with the same best.
         why: what was compared, or why nothing could be.
+        pair: of the two networks that McNemar's test compared, how many more images the best's has
+            right; None without that test. Its sign may differ from that of `difference`.
     """
 
     other: Group
@@ -37,6 +39,7 @@ class Comparison:
     p: float | None
     why: str
     p_holm: float | None = None
+    pair: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ def _one_comparison(best: Group, other: Group, answers: _Answers) -> Comparison:
             f"{reason}: one run of each on the same {len(mine[0]):,} test images (seeds {a.seed} "
             f"and {b.seed}); {only_a} right in the first only, {only_b} in the second only"
         )
-        return Comparison(other, difference, "McNemar", p, why)
+        return Comparison(other, difference, "McNemar", p, why, pair=only_a - only_b)
     missing = "predictions are missing or of other test images"
     if few >= 2 and (p := welch(ours, theirs)) is not None:
         return Comparison(other, difference, "Welch", p, f"test accuracies of {seeds}; {missing}")

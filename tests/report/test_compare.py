@@ -173,3 +173,19 @@ def test_the_command_repeats_the_run_in_a_folder_of_its_own(tmp_path: Path) -> N
     write_run(tmp_path / "a", val=(0.6,), overrides=overrides)
     words = shlex.split(repeat_command(best_run(ranking_of(tmp_path))))
     assert words == ["python", "-m", "cifar_lab", "model.num_blocks=[1, 1]", "seed=3"]
+
+
+def test_two_networks_may_differ_the_other_way_round_than_the_means(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    shares = {"a0": (0.1, 0, 0.95), "a1": (0.1, 1, 0.6), "b1": (0.2, 1, 0.7)}
+    for name, (lr, seed, share) in shares.items():
+        right = random.random(1000) < share
+        test = float(right.mean())
+        write_run(tmp_path / name, lr=lr, seed=seed, val=(1 - lr,), test=test, predictions=right)
+    ranking = ranking_of(tmp_path)
+    [comparison] = ranking.comparisons
+    assert "seeds 1 and 1" in comparison.why
+    assert comparison.difference > 0
+    assert comparison.pair is not None
+    assert comparison.pair < 0
+    assert "Of these two trained networks it is the worse, beyond noise" in verdict(ranking)

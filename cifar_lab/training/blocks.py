@@ -51,9 +51,7 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | N
         if asked is not None or "callback" in reason:
             log.warning("steps_per_call=%d: %s; going on with one step per call", size, reason)
         return None
-    loader = data.train_dataloader()
-    limit, batches = trainer.limit_train_batches, loader.num_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = limited(trainer, data.train_dataloader().num_batches)
     if batches == 0:
         return None  # Lightning's to refuse
     full = min(batches, len(data.train_indices) // data.batch_size)
@@ -62,6 +60,12 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | N
     data.hand_out_blocks(blocks)
     trainer.limit_train_batches = 1.0  # of the blocks; the loader keeps the limit of the batches
     return blocks
+
+
+def limited(trainer: Trainer, batches: int) -> int:
+    """Of an epoch's batches those that ``trainer.limit_train_batches`` leaves."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _obstacle(trainer: Trainer, data: DataModule) -> str | None:

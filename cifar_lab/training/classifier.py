@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
-from cifar_lab.training.blocks import size_of, translate_progress
+from cifar_lab.training.blocks import limited, size_of, translate_progress
 
 
 class Classifier(LightningModule):
@@ -275,9 +275,8 @@ def _fit_steps(trainer: Trainer) -> int:
     Not ``trainer.estimated_stepping_batches``: it sets the training loader up before Lightning
     hands it the position that a checkpoint holds, and a resumed epoch would begin again.
     """
-    limit = trainer.limit_train_batches
-    batches = trainer.datamodule.train_dataloader().num_batches  # type: ignore[attr-defined]
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    batches = limited(trainer, loader.num_batches)
     per_epoch = -(-batches // trainer.accumulate_grad_batches)
     bounds = [trainer.max_steps] if trainer.max_steps > -1 else []
     if trainer.max_epochs is not None and trainer.max_epochs > -1:

@@ -47,7 +47,7 @@ def arguments(data: Path) -> list[str]:
 def test_a_program_ends_with_its_rate(
     program: object, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program.main(arguments(data))  # type: ignore[attr-defined]
+    harness.run(program.train, arguments(data))  # type: ignore[attr-defined]
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["steps"] == 3
     # 3 steps of 4 images

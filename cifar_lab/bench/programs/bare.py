@@ -8,8 +8,6 @@ price of all that ours does beside the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,17 +19,9 @@ from cifar_lab.bench.programs.harness import (
     StandIn,
     make_network,
     make_optimizer,
-    print_result,
-    read_settings,
+    run,
 )
 from cifar_lab.training.allocator import keep_freed_memory
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains and prints the rate."""
-    settings = read_settings(arguments)
-    train(settings, clock := Clock(settings))
-    print_result(clock)
 
 
 def train(settings: Settings, clock: Clock) -> None:
@@ -67,4 +57,4 @@ def training_split(settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    run(train)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from cifar_lab.bench.contenders import NETWORKS, PRECISIONS, WARMUP_STEPS
@@ -70,6 +71,13 @@ def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
     del group["_partial_"]
     make: Callable[..., torch.optim.Optimizer] = pkgutil.resolve_name(group.pop("_target_"))
     return make(network.parameters(), **group)
+
+
+def per_image() -> transforms.Compose:
+    """The report's transform of single images: to float in [0, 1], then to [-1, 1]."""
+    return transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+    )
 
 
 class StandIn(CIFAR10):
@@ -134,6 +142,8 @@ class Clock:
             torch.mps.synchronize()
 
 
-def print_result(clock: Clock) -> None:
-    """One line of JSON, the last one of the program."""
+def run(train: Callable[[Settings, Clock], object], arguments: Sequence[str] | None = None) -> None:
+    """A whole program: trains as its command line says; its last line is the result, as JSON."""
+    settings = read_settings(arguments)
+    train(settings, clock := Clock(settings))
     print(json.dumps(clock.result()), flush=True)

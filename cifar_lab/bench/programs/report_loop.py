@@ -5,13 +5,11 @@ As a student writes it: torchvision's dataset, no workers, everything in the tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from cifar_lab.bench.programs.harness import (
     Clock,
@@ -19,26 +17,16 @@ from cifar_lab.bench.programs.harness import (
     StandIn,
     make_network,
     make_optimizer,
-    print_result,
-    read_settings,
+    per_image,
+    run,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains and prints the rate."""
-    settings = read_settings(arguments)
-    train(settings, clock := Clock(settings))
-    print_result(clock)
 
 
 def train(settings: Settings, clock: Clock) -> float:
     """Epochs until the clock has seen its steps; the mean loss of the last, unfinished one."""
     device = settings.device
-    transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
-    )
     loader: DataLoader[Any] = DataLoader(
-        StandIn(settings.data, transform=transform), batch_size=settings.batch_size, shuffle=True
+        StandIn(settings.data, transform=per_image()), batch_size=settings.batch_size, shuffle=True
     )
     network = make_network(settings).to(device)
     optimizer = make_optimizer(network)
@@ -60,4 +48,4 @@ def train(settings: Settings, clock: Clock) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(train)

@@ -7,7 +7,6 @@ out of its rate, as they are out of ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MaxMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
-from torchvision import transforms
 
 from cifar_lab.bench.contenders import EVALUATION_BATCHES, WARMUP_STEPS
 from cifar_lab.bench.programs.harness import (
@@ -27,8 +25,8 @@ from cifar_lab.bench.programs.harness import (
     StandIn,
     make_network,
     make_optimizer,
-    print_result,
-    read_settings,
+    per_image,
+    run,
 )
 
 
@@ -97,13 +95,6 @@ class ReadClock(Callback):
         self._clock.pause()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains and prints the rate."""
-    settings = read_settings(arguments)
-    train(settings, clock := Clock(settings))
-    print_result(clock)
-
-
 def train(settings: Settings, clock: Clock) -> None:
     """A fit in the working directory: ``checkpoints/`` and ``csv/``."""
     trainer = Trainer(
@@ -129,11 +120,8 @@ def train(settings: Settings, clock: Clock) -> None:
 
 
 def _loader(settings: Settings, *, train: bool) -> DataLoader[Any]:
-    transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
-    )
     return DataLoader(
-        StandIn(settings.data, train=train, transform=transform),
+        StandIn(settings.data, train=train, transform=per_image()),
         batch_size=settings.batch_size,
         shuffle=train,
         num_workers=settings.workers,
@@ -143,4 +131,4 @@ def _loader(settings: Settings, *, train: bool) -> DataLoader[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(train)

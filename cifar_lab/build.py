@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cifar_lab.training.fit import Parts
 
 
+# Groups whose parts are built without any other's.
+ALONE = ("optimizer", "model", "loss", "scheduler")
+
+
 def rank() -> int:
     """This process's rank as launchers tell it; 0 where nobody launched it."""
     for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
@@ -48,22 +52,27 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     kind = checks.check_devices(resolved["trainer"], resolved["optimizer"])
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    optimizer = _build("optimizer", cfg.optimizer)
-    # the library's own checks of its numbers, before anything is made
-    _called("optimizer", optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = build_alone("optimizer", cfg)
     augment = _build("augment", cfg.augment)
     data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
     checks.check_across(resolved)
     with spoken():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
-    network = _build("model", cfg.model)
-    prepare(network, device=kind, channels_last=cfg.channels_last, mode=cfg.compile.name)
+    network = build_alone("model", cfg)
+    channels_last = prepare(
+        network,
+        device=kind,
+        channels_last=cfg.channels_last,
+        mode=cfg.compile.name,
+        graphs=not cfg.cuda_graph,
+    )
+    data.channels_last = data.channels_last and channels_last
     classifier = Classifier(
         network=network,
-        loss=_build("loss", cfg.loss),
+        loss=build_alone("loss", cfg),
         optimizer=optimizer,
-        schedule=_build("scheduler", cfg.scheduler),
+        schedule=build_alone("scheduler", cfg),
         config=resolved,
     )
     loggers = [
@@ -81,8 +90,28 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     )
     data.check_world_size(trainer.world_size)
     return Parts(
-        trainer=trainer, classifier=classifier, data=data, steps_per_call=cfg.steps_per_call
+        trainer=trainer,
+        classifier=classifier,
+        data=data,
+        steps_per_call=cfg.steps_per_call,
+        cuda_graph=cfg.cuda_graph,
     )
+
+
+def build_alone(group: str, cfg: DictConfig) -> Any:
+    """Builds the part of a group in `ALONE`; raises InputError as `build` does."""
+    part = _build(group, cfg[group])
+    if group == "optimizer":
+        import torch
+
+        # the library's own checks of its numbers, before anything is made
+        trial = _called(group, part, [torch.nn.Parameter(torch.zeros(1))])
+        if cfg.cuda_graph:
+            from cifar_lab.training import cuda_graph
+
+            kind = checks.accelerator(str(cfg.trainer.get("accelerator", "auto")))
+            cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+    return part
 
 
 def _build(path: str, node: DictConfig, **runtime: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cifar_lab.data.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
 from cifar_lab.training.blocks import limited, size_of, translate_progress
+from cifar_lab.training.cuda_graph import WholeStep
 
 
 class Classifier(LightningModule):
@@ -55,15 +56,17 @@ class Classifier(LightningModule):
         self._schedule = schedule
         # plain values: a checkpoint with objects inside can't be loaded with weights_only=True
         self.save_hyperparameters({"config": config}, logger=False)
-        self._sums = torch.zeros(3)
-        self._train_sums: Tensor | None = None  # set aside during a validation
-        self._first_bad = torch.tensor(-1)
+        # of loss, correct images and images; always the same tensors: a CUDA graph writes to them
+        self._train_sums, self._held_out_sums = torch.zeros(3), torch.zeros(3)
+        self._first_bad, self._step_number = torch.tensor(-1), torch.tensor(0)
         self._lr = math.nan
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
         self._carried: Tensor | None = None
         self._blocks: Blocks | None = None
+        self._whole_step_kind: type[WholeStep] | None = None
+        self._whole_step: WholeStep | None = None
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 10)
         self.test_labels = torch.empty(0, dtype=torch.int64)
@@ -73,10 +76,15 @@ class Classifier(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
-    def train_on(self, blocks: Blocks | None) -> None:
-        """Says what the training batches will be: blocks, or None for single batches."""
+    def train_on(self, blocks: Blocks | None, *, whole_step: type[WholeStep] | None = None) -> None:
+        """Says what the training batches will be: blocks, or None for single batches.
+
+        Args:
+            whole_step: what makes each step of a block at once; None: it is made as it is written.
+        """
         self._blocks = blocks
         self.automatic_optimization = blocks is None
+        self._whole_step_kind = None if blocks is None else whole_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
@@ -91,7 +99,7 @@ class Classifier(LightningModule):
 
     # --- the step ------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch, sums: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images)
         loss = self._loss(logits, labels)
@@ -100,61 +108,81 @@ class Classifier(LightningModule):
             classes = labels if labels.ndim == 1 else labels.argmax(1)
             correct = (logits.argmax(1) == classes).sum()
             count = len(classes)
-            self._sums += torch.stack((loss * count, correct, correct.new_tensor(count)))
+            # `new_full` and not `new_tensor`: that would copy a number from the CPU at every step
+            sums += torch.stack((loss * count, correct, correct.new_full((), count)))
         return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The mean loss of one batch; or, of a block, all optimizer steps and no loss."""
         if self._blocks is None:
-            return self._training_loss(batch)
+            self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(scheduler, LambdaLR)
         for images, labels in zip(*batch, strict=True):
-            loss = self._training_loss((images, labels))
-            optimizer.zero_grad()
-            # mixed precision is for the forward pass; around a whole call Lightning can't know
-            with torch.autocast(self.device.type, enabled=False):
-                self.manual_backward(loss)
-                optimizer.step()
-            torch.clear_autocast_cache()  # of casts of the weights, which have changed
+            self._lr = optimizer.param_groups[0]["lr"]
+            if self._whole_step is None:
+                self._make_step(optimizer, (images, labels))
+            else:
+                optimizer._on_before_step()  # Lightning counts its own optimizers' steps alone
+                self._whole_step(images, labels)
+                optimizer._on_after_step()
             scheduler.step()
         # the number that loggers are given counts steps; Lightning adds one for this call
         self.trainer.fit_loop.epoch_loop._batches_that_stepped += batches_in(batch) - 1
         return None
 
-    def _training_loss(self, batch: Batch) -> Tensor:
-        loss, _ = self._step(batch)
+    def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
+        loss, _ = self._step(batch, self._train_sums)
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, self.global_step, self._first_bad)
-        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._first_bad.copy_(torch.where(bad, step, self._first_bad))
         return loss
+
+    def _make_step(self, optimizer: LightningOptimizer, batch: Batch) -> None:
+        loss = self._training_loss(batch, self.global_step)
+        optimizer.zero_grad()
+        # mixed precision is for the forward pass; around a whole call Lightning can't know
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+            optimizer.step()
+        torch.clear_autocast_cache()  # of casts of the weights, which have changed
+
+    def _step_on_device(self, images: Tensor, labels: Tensor) -> None:
+        """`_make_step` for a `WholeStep`: nothing in it may change in Python from step to step."""
+        loss = self._training_loss((images, labels), self._step_number)
+        self._step_number += 1
+        with torch.autocast(self.device.type, enabled=False):
+            self.manual_backward(loss)
+            self.trainer.optimizers[0].step()
+        torch.clear_autocast_cache()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the sums."""
-        self._step(batch)
+        self._step(batch, self._held_out_sums)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the sums and keeps its logits."""
-        _, logits = self._step(batch)
+        _, logits = self._step(batch, self._held_out_sums)
         # a copy: in a CUDA graph the next batch's logits come to lie where these do
         self._test_outputs.append((logits.to(torch.float32, copy=True), batch[1]))
 
     # --- what is read, once a split --------------------------------------------------------------
 
-    def _reset(self) -> None:
+    def _zeros(self) -> Tensor:
         # float64 where the device has it: 50,000 additions in float32 lose the sixth digit
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._sums = torch.zeros(3, dtype=dtype, device=self.device)
+        return torch.zeros(3, dtype=dtype, device=self.device)
 
     def _means(self, split: str) -> dict[str, float]:
         # every rank must come to the same numbers: what follows from them is decided by each alone
-        sums = self._sums
+        strategy = self.trainer.strategy
         if split == "train":
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            # of a copy: where there are several processes it is summed in place
+            sums = strategy.reduce(self._train_sums.clone(), reduce_op="sum")
         else:
-            sums = self.trainer.strategy.broadcast(sums)
+            sums = strategy.broadcast(self._held_out_sums)
         loss_sum, correct, count = sums.tolist()
         if count == 0:
             return {}
@@ -167,36 +195,45 @@ class Classifier(LightningModule):
 
     def running_train(self) -> Tensor:
         """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
-        return self._sums
+        return self._train_sums
 
     def on_train_start(self) -> None:
         """Takes up the sums of an epoch that a checkpoint cut in two: it isn't started again."""
         self._first_bad = torch.tensor(-1, device=self.device)
-        self._reset()
+        self._step_number = torch.tensor(self.global_step, device=self.device)
+        self._train_sums = self._zeros()
         self._epoch_open = self._carried is not None
         if self._carried is not None:
-            self._sums += self._carried.to(self._sums)
+            self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
+        if self._whole_step_kind is not None:
+            self._whole_step = self._whole_step_kind(
+                step=self._step_on_device,
+                optimizer=self.trainer.optimizers[0],
+                batch_size=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+                device=self.device,
+            )
 
     def on_train_epoch_start(self) -> None:
         """Begins the epoch's sums."""
-        self._reset()
+        self._train_sums.zero_()
         self._epoch_open = True
+
+    def on_train_end(self) -> None:
+        """The recording's memory is for others now."""
+        self._whole_step = None
 
     def on_validation_model_zero_grad(self) -> None:
         """Keeps the gradients through a validation: `GradNorm` reads them where the epoch ends."""
 
     def on_validation_epoch_start(self) -> None:
-        """Sets the training sums aside: validation runs inside the training epoch."""
+        """Begins the validation's sums."""
         self.assert_finite()
-        self._train_sums = self._sums
-        self._reset()
+        self._held_out_sums = self._zeros()
 
     def on_validation_epoch_end(self) -> None:
         """Logs val/loss and val/acc."""
         means = self._means("val")
-        assert self._train_sums is not None
-        self._sums, self._train_sums = self._train_sums, None
         self._log(means)
         if means and not math.isfinite(means["val/loss"]):
             raise self._diverged("the validation loss", self.global_step)
@@ -225,8 +262,9 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the sums of an unfinished epoch."""
-        sums = self._sums if self._train_sums is None else self._train_sums
-        checkpoint["train_sums"] = sums.cpu() if self._epoch_open else None
+        checkpoint["train_sums"] = (
+            self._train_sums.to("cpu", copy=True) if self._epoch_open else None
+        )
         checkpoint["lr"] = self._lr
         checkpoint["steps_per_call"] = size_of(self._blocks)
 
@@ -238,7 +276,7 @@ class Classifier(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Begins the test's sums."""
-        self._reset()
+        self._held_out_sums = self._zeros()
         self._test_outputs = []
 
     def on_test_epoch_end(self) -> None:

@@ -12,25 +12,35 @@ from torch import nn
 from cifar_lab.errors import InputError
 
 _TRITON_NEEDS = ("CC", "cc", "gcc", "clang")
+_ONEDNN_BLOCK = 16  # channels of one AVX-512 vector
 
 
-def prepare(network: nn.Module, *, device: str, channels_last: bool, mode: str) -> None:
+def prepare(
+    network: nn.Module, *, device: str, channels_last: bool, mode: str, graphs: bool = True
+) -> bool:
     """Sets the memory format and compiles, both in place: the checkpoint's keys stay the same.
 
     Args:
         network: images (B, 3, 32, 32) -> logits.
         device: cuda, mps or cpu.
-        channels_last: for convolutions; MPS is left alone, whose kernels want contiguous images.
+        channels_last: for convolutions; MPS is left alone, whose kernels want contiguous images,
+            and so is a network on a CPU that oneDNN would write out of bounds with.
         mode: ``none``, ``default`` (torch.compile) or ``max`` (its ``max-autotune``, which uses
             CUDA graphs on a GPU). Compilation happens at the first step.
+        graphs: False: no CUDA graphs, for the whole step is to be recorded as one.
+
+    Returns:
+        Whether the memory format is channels_last; the images' must be the same.
 
     Raises:
         InputError: compiling needs a compiler of C (CUDA) or C++ (CPU), and there is none.
     """
-    if channels_last and device != "mps":
+    channels_last = channels_last and device != "mps"
+    channels_last = channels_last and not (device == "cpu" and _overflows(network))
+    if channels_last:
         network.to(memory_format=torch.channels_last)
     if mode == "none":
-        return
+        return channels_last
     variable, *usual = ("CXX", "c++", "g++", "clang++") if device == "cpu" else _TRITON_NEEDS
     names = [os.environ.get(variable), *usual]
     if device != "mps" and not any(shutil.which(name) for name in names if name):
@@ -41,5 +51,19 @@ def prepare(network: nn.Module, *, device: str, channels_last: bool, mode: str) 
     # two shapes occur, the short last batch's being the second: each gets kernels of its own
     options: dict[str, Any] = {"dynamic": False}
     if mode == "max":
-        options["mode"] = "max-autotune"
+        options["mode"] = "max-autotune" if graphs else "max-autotune-no-cudagraphs"
     network.compile(**options)
+    return channels_last
+
+
+def _overflows(network: nn.Module) -> bool:
+    # Strided 1x1 convolutions of few channels, with channels_last and several threads: their
+    # gradient's workspace is too small (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15),
+    # and the process dies of a corrupted heap, or hangs, at some later step.
+    return any(
+        isinstance(m, nn.Conv2d)
+        and m.kernel_size == (1, 1)
+        and max(m.stride) > 1
+        and m.in_channels // m.groups < _ONEDNN_BLOCK
+        for m in network.modules()
+    )

@@ -20,6 +20,7 @@ from cifar_lab.training.blocks import arrange
 from cifar_lab.training.callbacks import KeepRecord, RestoreRng, StopInOrder, metrics_of
 from cifar_lab.training.checkpoints import Checkpoints
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.cuda_graph import WholeStep
 from cifar_lab.training.metrics_csv import FILE_NAME as METRICS_FILE
 from cifar_lab.training.metrics_csv import MetricsCsv
 from cifar_lab.training.sealed import load
@@ -38,6 +39,7 @@ class Parts:
     classifier: Classifier
     data: DataModule
     steps_per_call: int | None = None  # None: what suits the device
+    cuda_graph: bool = False
 
 
 def run(
@@ -57,12 +59,14 @@ def run(
         DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
     trainer, data = parts.trainer, parts.data
-    # alone only: two processes with gloo died of a corrupted heap with it once (docs/LOG.md)
-    if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
+    if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     timings = Timings(started=started)
     checkpoints = _add_callbacks(parts, record, timings, run_dir)
-    parts.classifier.train_on(arrange(trainer, data, parts.steps_per_call))
+    blocks = arrange(trainer, data, parts.steps_per_call)
+    if parts.cuda_graph and blocks is None:
+        log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
+    parts.classifier.train_on(blocks, whole_step=WholeStep if parts.cuda_graph else None)
     carried = _take_up(parts, record, run_dir, resume_from)
     with signals.deferred():
         trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)

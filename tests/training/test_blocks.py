@@ -91,11 +91,11 @@ def test_a_run_stopped_in_a_block_may_go_on_in_others(
     pending = [1, 5, 8, 12, 16]
     loss_of = Classifier._training_loss
 
-    def stopped(self: Classifier, batch: Any) -> Any:
+    def stopped(self: Classifier, batch: Any, step: Any) -> Any:
         if pending and self.global_step >= pending[0]:
             pending.pop(0)
             signal.raise_signal(signal.SIGINT)
-        return loss_of(self, batch)
+        return loss_of(self, batch, step)
 
     monkeypatch.setattr(Classifier, "_training_loss", stopped)
     for size in (2, 4, 1, 3, 5):

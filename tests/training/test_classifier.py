@@ -126,7 +126,7 @@ def test_mixed_labels_count_as_the_larger_share() -> None:
     logits = torch.eye(10)[:4]
     labels = torch.zeros(4, 10)
     labels[:, 0], labels[:, 1] = 0.4, 0.6
-    classifier._step((logits, labels))
+    classifier._step((logits, labels), classifier.running_train())
     loss_sum, correct, count = classifier.running_train().tolist()
     assert (correct, count) == (1, 4)
     assert loss_sum / 4 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.compiled import prepare
-from tests.conftest import FEED, TINY, record_of
+from tests.conftest import FEED, TINY, environment, record_of
 from tests.test_resume import stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -65,7 +67,7 @@ def test_a_compiled_run_resumes_and_its_checkpoint_loads_into_either(
 
 
 def test_compiling_changes_no_name(tmp_path: Path) -> None:
-    network = ResNet(num_blocks=[1, 1], width=4)
+    network = ResNet(num_blocks=[1, 1], width=16)
     names = list(network.state_dict())
     prepare(network, device="cpu", channels_last=True, mode="default")
     assert list(network.state_dict()) == names
@@ -81,3 +83,32 @@ def test_without_a_compiler_the_person_is_told(
     assert status == 2
     assert "compile=default: needs a compiler and finds none of c++" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (ResNet(num_blocks=[1, 1], width=8), False),  # a strided 1x1 convolution of 8 channels
+        (ResNet(num_blocks=[1, 1], width=16), True),
+        (ResNet(num_blocks=[1], width=8), True),  # none at all
+    ],
+)
+def test_networks_that_onednn_writes_out_of_bounds_with_stay_contiguous(
+    network: ResNet, expected: bool
+) -> None:
+    assert prepare(network, device="cpu", channels_last=True, mode="none") is expected
+    stem = network.stem[0].weight
+    assert stem.is_contiguous(memory_format=torch.channels_last) is expected
+
+
+def test_a_narrow_network_survives_odd_batches_on_several_threads(tmp_path: Path) -> None:
+    # with channels_last it dies of a corrupted heap (uxlfoundation/oneDNN#6035)
+    arguments = (*ARGUMENTS[:-1], "threads=2", "data.batch_size=25", "hydra.run.dir=run")
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_lab", *arguments],
+        env=environment(XDG_CACHE_HOME=str(tmp_path / "cache")),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -57,7 +57,10 @@ def read(arguments: Sequence[str], description: str | None) -> argparse.Namespac
     given.command = shlex.join(["python", "-m", "cifar_lab.bench", *arguments])
     short = given.short or given.imports
     if given.contenders is None:
-        given.contenders = [name for name in MAKERS if not (short and name == "tuned")]
+        left_out = {"tuned", "bf16"} if short else set()
+        if given.precision == "bf16-mixed":
+            left_out.add("bf16")  # ours has it anyway
+        given.contenders = [name for name in MAKERS if name not in left_out]
     given.startup = not short if given.startup is None else given.startup
     given.networks = (
         (["cnn"] if short else list(NETWORKS)) if given.networks is None else given.networks

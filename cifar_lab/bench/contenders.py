@@ -19,9 +19,13 @@ WARMUP_STEPS = 20  # as in cifar_lab.training.timings, which a test holds it aga
 EVALUATION_BATCHES = 2  # validation and test are no part of the rate; their start-up is a matter of
 PRECISIONS = ("32-true", "bf16-mixed")
 
-# `ours` is what a person gets who sets nothing; `plain` has the bare loop's memory format.
-OURS: tuple[str, ...] = ()
-PLAIN = ("channels_last=false",)
+# Ours three times: as a person gets it who sets nothing, with the bare loop's memory format, and
+# with mixed precision, whatever the others' is.
+FLAVOURS: dict[str, tuple[str, ...]] = {
+    "ours": (),
+    "plain": ("channels_last=false",),
+    "bf16": ("trainer.precision=bf16-mixed",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +130,11 @@ class Contender:
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def ours(name: str, workload: Workload, *more: str) -> Contender:
-    """The real program with its callbacks and loggers, through its door."""
+def ours(name: str, workload: Workload) -> Contender:
+    """The real program with its callbacks and loggers, through its door; one of `FLAVOURS`."""
 
     def command(folder: Path) -> list[str]:
-        return our_command(workload, WARMUP_STEPS + workload.steps, folder, *more)
+        return our_command(workload, WARMUP_STEPS + workload.steps, folder, *FLAVOURS[name])
 
     return Contender(name=name, command=command, read=lambda _, run: read_record(run))
 
@@ -183,8 +187,9 @@ def _arguments(workload: Workload) -> list[str]:
 
 
 MAKERS: dict[str, Callable[[Workload], Contender]] = {
-    "ours": lambda workload: ours("ours", workload, *OURS),
-    "plain": lambda workload: ours("plain", workload, *PLAIN),
+    "ours": lambda workload: ours("ours", workload),
+    "plain": lambda workload: ours("plain", workload),
+    "bf16": lambda workload: ours("bf16", workload),
     "bare": lambda workload: program("bare", "bare", workload),
     "tuned": lambda workload: program("tuned", "bare", workload, "--tuned"),
     "report": lambda workload: program("report", "report_loop", workload),
@@ -193,6 +198,7 @@ MAKERS: dict[str, Callable[[Workload], Contender]] = {
 TITLES = {
     "ours": "ours",
     "plain": "ours, contiguous",
+    "bf16": "ours, bf16-mixed",
     "bare": "bare PyTorch loop",
     "tuned": "bare, our memory settings",
     "report": "the report's loop",

@@ -9,34 +9,35 @@ from typing import Any
 from rich.table import Table
 
 from cifar_lab.bench import startup
-from cifar_lab.bench.contenders import NETWORKS, PLAIN, TITLES
+from cifar_lab.bench.contenders import FLAVOURS, NETWORKS, TITLES
 from cifar_lab.bench.measurement import Measurement, Spread, ratios, spread, values
 from cifar_lab.bench.startup import Imported, by_package
 
 # Okabe and Ito's palette, which the colour-blind can tell apart (Wong, Nature Methods 8, 441)
-_COLOURS = {"ours": "#0072B2", "plain": "#D55E00"}
+_COLOURS = {"ours": "#0072B2", "plain": "#D55E00", "bf16": "#009E73"}
 _TOP_MODULES = 25
 
 
 def speed_table(network: str, measurements: Sequence[Measurement], *, on_gpu: bool) -> Table:
-    """Images/s of every contender, and how many times as fast ours and plain are."""
+    """Images/s of every contender, and how many times as fast each of ours is."""
     goals = NETWORKS[network].goals
+    flavours = [name for name in FLAVOURS if name in names_of(measurements)]
     table = Table(
         title=f"{NETWORKS[network].title}: medians (quartiles)",
         title_justify="left",
-        caption=f"plain: {' '.join(PLAIN)}",
+        caption="\n".join(f"{f}: {' '.join(FLAVOURS[f])}" for f in flavours if FLAVOURS[f]),
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
     told = ["accuracy"] if any(m.accuracy is not None for m in measurements) else []
-    for name in ("images/s", "ours / it", "plain / it", "goal", "wall s", *told):
+    for name in ("images/s", *(f"{f} / it" for f in flavours), "goal", "wall s", *told):
         table.add_column(name, justify="right", no_wrap=True)
     for name in names_of(measurements):
         goal = goals.get(name, (None, None))[on_gpu]
         table.add_row(
             TITLES.get(name, name),
             _text(spread(values(measurements, name, "images_per_s").values()), "{:,.0f}"),
-            *(_ratio(measurements, ours, name) for ours in ("ours", "plain")),
+            *(_ratio(measurements, flavour, name) for flavour in flavours),
             "" if goal is None else f"≥ {goal}",
             _median(values(measurements, name, "wall_s").values(), "{:.1f}"),
             *(_median(values(measurements, name, column).values(), "{:.2%}") for column in told),

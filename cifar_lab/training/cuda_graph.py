@@ -71,6 +71,7 @@ class WholeStep:
         self._replay: Callable[[], None] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._gradients: list[Tensor | None] = []
+        self._side: torch.cuda.Stream | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step with (B, 3, H, W) images and (B, ...) labels on the device."""
@@ -122,11 +123,12 @@ class WholeStep:
     def beside(self) -> Iterator[None]:
         """On a stream of its own, as torch wants the steps before a recording."""
         main = torch.cuda.current_stream(self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        if self._side is None:  # one for all: memory is kept for each stream apart
+            self._side = torch.cuda.Stream(self._device)
+        self._side.wait_stream(main)
+        with torch.cuda.stream(self._side):
             yield
-        main.wait_stream(side)
+        main.wait_stream(self._side)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """Records what ``run`` would launch; what is returned launches it."""

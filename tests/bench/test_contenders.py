@@ -6,6 +6,7 @@ import pytest
 
 from cifar_lab import checks, config
 from cifar_lab.bench.contenders import (
+    FLAVOURS,
     MAKERS,
     NETWORKS,
     WARMUP_STEPS,
@@ -57,13 +58,14 @@ def test_json_that_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ["ours", "plain"])
+@pytest.mark.parametrize("name", FLAVOURS)
 def test_our_commands_compose_and_pass_the_check(network: str, name: str) -> None:
     command = list(MAKERS[name](workload(network)).command(Path("/folder")))
     cfg = config.compose(command[3:])
     checks.check(cfg)
     assert cfg.trainer.max_steps == WARMUP_STEPS + 5
-    assert cfg.channels_last is (name == "ours")
+    assert cfg.channels_last is (name != "plain")
+    assert cfg.trainer.precision == ("bf16-mixed" if name == "bf16" else "32-true")
     assert cfg.augment.transforms == {}
 
 

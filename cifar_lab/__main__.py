@@ -77,6 +77,10 @@ def _one_run(overrides: list[str]) -> int:
 
 def _through_hydra(arguments: list[str]) -> int:
     """Sweeps, ``--help``, ``--cfg``, completion: Hydra's own main, our jobs and our errors."""
+    if _begins_a_sweep(arguments):
+        from cifar_lab.sweep import process
+
+        process.warm_up()  # what it imports takes longer than everything up to the first job
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -132,6 +136,13 @@ def _through_hydra(arguments: list[str]) -> int:
     if failures:
         print("\n".join(["failed:", *failures]), file=sys.stderr)
     return 1 if failures else 0
+
+
+def _begins_a_sweep(arguments: list[str]) -> bool:
+    """Whether it is certain that jobs will run in slots, before anything is composed."""
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    launchers = {a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")}
+    return flags <= {"-m", "--multirun"} and launchers <= {"slots"}
 
 
 def _collect_again() -> None:

@@ -137,7 +137,13 @@ def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+    except (
+        *(ValueError, TypeError, RuntimeError),
+        *(MisconfigurationException, ModuleNotFoundError),
+    ) as error:
+        # torch's optimizers refuse some settings with a RuntimeError; elsewhere it is no input's
+        if isinstance(error, RuntimeError) and path != "optimizer":
+            raise
         raise InputError(f"{path}: {config.first_line(str(error))}") from error
 
 

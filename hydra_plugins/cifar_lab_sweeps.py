@@ -24,13 +24,13 @@ class SlotsLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keeps what `launch` needs, and lets the fork server import meanwhile."""
+        """Keeps what `launch` needs, and tells the fork server which data to open."""
         from cifar_lab.sweep import process
 
         self.hydra_context = hydra_context
         self.config = config
         self.swept: Sequence[str] | None = None
-        process.warm_up(_data_of(config))
+        process.tell_data(_data_of(config))
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

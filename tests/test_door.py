@@ -37,6 +37,8 @@ WRONG = [
     (["optimizer.lr=nan"], ["optimizer.lr=nan", "finite"]),
     (["optimizer.lr=inf"], ["optimizer.lr=inf", "finite"]),
     (["optimizer.momentum=-1"], ["optimizer", "momentum"]),
+    (["+optimizer.differentiable=true"], ["optimizer", "differentiable"]),
+    (["cuda_graph=true", "trainer=cpu"], ["cuda_graph=true", "needs a CUDA device"]),
     (["trainer.max_epochs=2.5"], ["trainer.max_epochs=2.5", "an integer"]),
     (["trainer.max_epochs=0"], ["trainer.max_epochs=0", "at least 1"]),
     (["trainer.limit_train_batches=0"], ["trainer.limit_train_batches=0"]),

@@ -7,6 +7,7 @@ behind and doesn't touch CUDA: a fork must inherit neither.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import json
 import os
@@ -26,6 +27,7 @@ LIBRARIES = (
     "matplotlib.backends.backend_agg",
     "pydantic.type_adapter",
     "tensorboard.plugins.hparams.metadata",
+    "torch.utils.flop_counter",
     "torch.utils.serialization",
     "torch.utils.tensorboard",
     "torchmetrics",
@@ -42,6 +44,13 @@ def _load() -> None:
             if not module.name.endswith("__main__"):
                 import_module(module.name)
     from filelock import FileLock  # noqa: F401  # loads the parts that the package loads late
+
+
+def _told(path: str) -> dict[str, object] | None:
+    with open(path, encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # granted when all is said, and when the supervisor dies
+        told: dict[str, object] | None = json.load(file)
+    return told
 
 
 def _open_data(node: dict[str, object]) -> None:
@@ -63,15 +72,24 @@ def _open_data(node: dict[str, object]) -> None:
         DataModule.inherited[source] = data.open()
 
 
+def _end() -> None:
+    """Ends the server, and not what it forked, without taking apart what it has imported."""
+    if os.getpid() == process.server_pid:
+        os._exit(0)
+
+
+# at once, also amid imports: it holds the sweep's output open, and `... | tail` waits for its end
+process.die_with_parent()
 # a group of its own: Ctrl-C and a SIGTERM to the sweep's group are the supervisor's to pass on
 os.setpgid(0, 0)
 process.server_pid = os.getpid()
 gc.disable()  # nearly nothing that imports make is garbage, and looking for it takes half a second
 _load()
-if data_node := os.environ.pop(process.DATA_VARIABLE, None):
+if data_file := os.environ.pop(process.DATA_VARIABLE, None):
     with suppress(Exception):
-        _open_data(json.loads(data_node))
+        if (data_node := _told(data_file)) is not None:
+            _open_data(data_node)
 # what was imported is never garbage: a collection in a fork would copy every page of it
 gc.freeze()
 gc.enable()
-atexit.register(gc.unfreeze)  # else extension modules report leaks when the server ends
+atexit.register(_end)

@@ -7,6 +7,7 @@ globals, RNGs, the environment or CUDA ends with it.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
 import json
 import multiprocessing
@@ -17,35 +18,45 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cifar_lab import signals
 from cifar_lab.errors import Interrupted
 
 _PRELOAD = "cifar_lab.sweep.preload"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# How the fork server learns which dataset to open.
+# The file that tells the fork server which dataset to open. It is locked until `tell_data` has
+# spoken: the server starts before the sweep is composed, and imports meanwhile.
 DATA_VARIABLE = "CIFAR_LAB_SWEEP_DATA"
-_server_environment: dict[str, str] = {}
+_data_file: TextIO | None = None
 # In the fork server and what it forks: the server's; the preload sets it.
 server_pid: int | None = None
 
 
-def warm_up(data: Mapping[str, Any] | None = None) -> None:
-    """Starts the fork server, which imports while the caller goes on; again: costs nothing.
-
-    Args:
-        data: the resolved ``data`` group, to be opened there once for all jobs; one that is built
-            from another is opened by the job itself.
-    """
-    if data is not None:
-        _server_environment[DATA_VARIABLE] = json.dumps(data)
+def warm_up() -> None:
+    """Starts the fork server, which imports while the caller goes on; again: costs nothing."""
+    global _data_file
+    if _data_file is None:
+        _data_file = open(Path(util.get_temp_dir()) / "data.json", "w", encoding="utf-8")  # noqa: SIM115
+        fcntl.flock(_data_file, fcntl.LOCK_EX)
     with _importable():
         _context()
         forkserver.ensure_running()
+
+
+def tell_data(data: Mapping[str, Any] | None) -> None:
+    """Has the server open the dataset of this resolved ``data`` group for all jobs; None: of none.
+
+    Only what is said first counts. A job whose data are others opens those itself.
+    """
+    warm_up()
+    assert _data_file is not None
+    if not _data_file.closed:
+        _data_file.write(json.dumps(data))
+        _data_file.close()  # and with it the lock
 
 
 def start(
@@ -65,6 +76,7 @@ def start(
         output: file that standard output and error are appended to; None: this process's own.
         name: of the process, for its messages.
     """
+    tell_data(None)  # else the server would wait for it
     arguments = (target, argument, dict(environment), None if output is None else str(output))
     with _importable():
         for last_try in (False, True):
@@ -108,6 +120,12 @@ def enter(target: str, argument: Any, environment: Mapping[str, str], output: st
         sys.exit(stop.exit_status)
 
 
+def die_with_parent() -> None:
+    """Has Linux kill this process when the one that made it has ended; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD])
@@ -124,8 +142,7 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if server_pid is not None and os.getppid() != server_pid:  # it died before we asked
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -135,7 +152,8 @@ def _importable() -> Iterator[None]:
     # the server starts as `python -c` and would pass over a preload that it can't find in silence
     root, path = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
     theirs = {"PYTHONPATH": os.pathsep.join([root, *([path] if path else [])])}
-    theirs |= _server_environment
+    if _data_file is not None:
+        theirs[DATA_VARIABLE] = _data_file.name
     before = {key: os.environ.get(key) for key in theirs}
     os.environ.update(theirs)
     try:

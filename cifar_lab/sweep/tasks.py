@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,15 @@ class Findings:
         kind: of device: cuda, mps or cpu.
         devices: how many of it this machine shows.
         per_job: how many of it the largest point asks for.
+        work: of each point, floating-point operations of its network times its epochs; 0 where
+            they can't be counted. Empty where a point is wrong.
     """
 
     wrong: list[tuple[int, str]]
     kind: str
     devices: int
     per_job: int
+    work: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

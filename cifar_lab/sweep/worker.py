@@ -11,12 +11,14 @@ import platform
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from hydra import version
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
 from cifar_lab import checks, config, identity
+from cifar_lab.build import ALONE, build_alone
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
 from cifar_lab.record import command_line
@@ -30,19 +32,18 @@ def check(request: Check) -> int:
     import torch
 
     wrong: list[tuple[int, str]] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     kinds, per_job = [], 1
     for index, (cfg, resolved) in enumerate(zip(request.cfgs, request.configs, strict=True)):
         try:
-            checks.check_resolved(resolved)
-            kinds.append(checks.accelerator(str(resolved["trainer"].get("accelerator", "auto"))))
+            trainer = resolved["trainer"]
+            parts = {(key, json.dumps(node, sort_keys=True)) for key, node in resolved.items()}
+            if parts - seen:
+                checks.check_resolved(resolved)
+            kinds.append(checks.accelerator(str(trainer.get("accelerator", "auto"))))
             checks.check_across(resolved)
-            per_job = max(per_job, _devices(resolved["trainer"].get("devices", 1)))
-            parts = {json.dumps([key, node], sort_keys=True) for key, node in resolved.items()}
-            # seeds and threads are only numbers; every other part is built once
-            new = {part for part in parts - seen if not part.startswith(('["seed"', '["threads"'))}
-            if new:
-                _build(cfg)
+            per_job = max(per_job, _devices(trainer.get("devices", 1)))
+            _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
             seen |= parts
         except InputError as error:
             wrong.append((index, str(error)))
@@ -50,13 +51,44 @@ def check(request: Check) -> int:
             wrong.append((index, config.first_line(f"{type(error).__name__}: {error}")))
     kind = "cuda" if "cuda" in kinds else kinds[0] if kinds else "cpu"
     count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}[kind]
-    request.answer.send(Findings(wrong, kind, count, per_job if kind == "cuda" else 1))
+    work = [] if wrong else _work(request)
+    request.answer.send(Findings(wrong, kind, count, per_job if kind == "cuda" else 1, work))
     return 0
 
 
-def _build(cfg: DictConfig) -> None:
+def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> None:
+    """Builds the parts of these groups; all of the job, if one of them needs others."""
+    if groups <= set(ALONE):
+        checks.check_devices(resolved["trainer"], resolved["optimizer"])
+        for group in groups:
+            build_alone(group, cfg)
+        return
     job = Job(cfg, run_dir=Path("unused").absolute(), overrides=[], started=time.perf_counter())
     job.build()
+
+
+def _work(request: Check) -> list[float]:
+    operations: dict[str, int] = {}
+    work = []
+    for cfg, resolved in zip(request.cfgs, request.configs, strict=True):
+        network = json.dumps(resolved["model"], sort_keys=True)
+        if network not in operations:
+            operations[network] = _operations(cfg)
+        work.append(float(operations[network] * (resolved["trainer"].get("max_epochs") or 1)))
+    return work
+
+
+def _operations(cfg: DictConfig) -> int:
+    """Of the forward pass of two images, which is not computed; 0 where it can't be counted."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            build_alone("model", cfg)(torch.empty(2, 3, 32, 32))
+    except Exception:  # a network that looks at its values, for instance
+        return 0
+    return counter.get_total_flops()
 
 
 def _devices(devices: object) -> int:

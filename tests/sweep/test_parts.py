@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,17 @@ from rich.console import Console
 from cifar_lab.config import compose_group
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
-from cifar_lab.sweep.launch import make_slots
-from cifar_lab.sweep.points import Point
+from cifar_lab.sweep.compose import Composer
+from cifar_lab.sweep.launch import GridSource, make_slots
+from cifar_lab.sweep.points import Point, compose_point
 from cifar_lab.sweep.supervisor import SweepJob
-from cifar_lab.sweep.tasks import Findings
+from cifar_lab.sweep.tasks import Check, Findings
 from cifar_lab.sweep.view import SweepView
+from cifar_lab.sweep.worker import check
 from tests.conftest import environment
+from tests.sweep.test_compose import hydra_of
+
+PARTS = ["data=synthetic", "model=resnet10", "model.width=4", "trainer=cpu"]
 
 
 def places(findings: Findings, per_device: int | None, most: int = 100) -> list[str]:
@@ -65,22 +71,56 @@ def test_the_live_table_shows_state_epoch_accuracy_time_left_and_device(tmp_path
         assert word in shown
 
 
+def test_the_jobs_with_the_most_work_start_first_else_in_their_order(tmp_path: Path) -> None:
+    def job(name: str, status: str = "queued") -> SweepJob:
+        return SweepJob(Point((), {}, OmegaConf.create(), {}, name), tmp_path / name, status)
+
+    jobs = [job("a"), job("b"), job("c"), job("d", "finished"), job("e"), job("f")]
+    source = GridSource(jobs, {"a": 1.0, "b": 3.0, "c": 1.0, "d": 9.0, "e": 3.0})
+    order = [job.point.digest for job in iter(source.next, None)]
+    assert order == ["b", "e", "a", "c", "f"]
+
+
+def test_work_is_what_a_network_computes_times_its_epochs() -> None:
+    loader, master = hydra_of("data=synthetic", "model=resnet10", "trainer=cpu")
+    composer = Composer(loader, master, ["model.num_blocks", "trainer.max_epochs"])
+    points = [
+        compose_point(composer, [*PARTS, f"model.num_blocks={blocks}", f"trainer.max_epochs={n}"])
+        for blocks, n in (("[1]", 1), ("[1]", 3), ("[1,1]", 1))
+    ]
+    ours, theirs = Pipe(duplex=False)
+    assert check(Check([p.cfg for p in points], [p.config for p in points], theirs)) == 0
+    first, longer, deeper = ours.recv().work
+    # multiply-adds of two images count twice: stem, two convolutions, one linear layer
+    assert first == 2 * 2 * (32 * 32 * 9 * (3 * 4 + 2 * 4 * 4) + 4 * 10)
+    assert longer == 3 * first
+    assert first < deeper < longer
+
+
 def in_a_process_of_its_own(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-def test_the_fork_server_opens_the_data_and_leaves_no_thread_and_cuda_alone() -> None:
+def test_the_fork_server_opens_the_data_and_leaves_no_thread_and_cuda_alone(
+    tmp_path: Path,
+) -> None:
     # torch's pools start at the first parallel region: a fork after that would hang in the next
     node = compose_group("data", ["data=synthetic", "data.train_size=100", "data.test_size=50"])
+    told = tmp_path / "data.json"
+    told.write_text(json.dumps(node))
     out = in_a_process_of_its_own(
         "import os, threading, numpy\n"
         "from cifar_lab.sweep import process\n"
-        f"os.environ[process.DATA_VARIABLE] = {json.dumps(node)!r}\n"
+        f"os.environ[process.DATA_VARIABLE] = {str(told)!r}\n"
         "before = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self') else 1\n"
         "import cifar_lab.sweep.preload, torch\n"
         "after = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self') else 1\n"
@@ -94,6 +134,22 @@ def test_the_fork_server_opens_the_data_and_leaves_no_thread_and_cuda_alone() ->
     assert first.split() == ["0", "1", "False"]
     assert second.startswith(f"{expected.digest} Synthetic ")
     assert "'train_size': 100" in second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it imports to the end first")
+def test_the_fork_server_ends_with_its_supervisor_whatever_it_is_doing() -> None:
+    # it holds the supervisor's output open: who reads that through a pipe waits for its end, too
+    in_a_process_of_its_own(
+        "import os, signal, time\n"
+        "from multiprocessing import forkserver\n"
+        "from cifar_lab.sweep import process\n"
+        "process.warm_up()\n"
+        "server = forkserver._forkserver._forkserver_pid\n"
+        "while os.getpgid(server) != server:\n"  # it has begun
+        "    time.sleep(0.01)\n"
+        "os.kill(server, signal.SIGSTOP)\n"  # and would not end by itself
+        "os._exit(0)\n"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the supervisor's pipe must do")

@@ -1,0 +1,129 @@
+"""What is composed from another point equals what Hydra composes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from cifar_lab import config
+from cifar_lab.sweep.compose import Composer
+
+Swept = dict[str, list[str]]
+
+
+class Counting:
+    """Hydra's loader, which counts what it is asked for."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.asked = 0
+        self._loader = loader
+
+    def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
+        self.asked += 1
+        return self._loader.load_sweep_config(master, overrides)
+
+
+def hydra_of(*overrides: str) -> tuple[ConfigLoader, DictConfig]:
+    """Hydra's loader and the sweep's own configuration."""
+    config.register()
+    GlobalHydra.instance().clear()
+    initialize_config_dir(
+        version_base="1.3", config_dir=str(config.conf_dir()), job_name="cifar_lab"
+    )
+    loader = GlobalHydra.instance().config_loader()
+    return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+
+
+def everything(cfg: DictConfig) -> Any:
+    """What a composition holds: values and interpolations, types, flags."""
+    nodes: list[Any] = []
+
+    def visit(node: Any, path: str) -> None:
+        flags = {name: node._get_flag(name) for name in ("struct", "readonly")}
+        nodes.append((path, type(node), node._metadata.ref_type, node._metadata.object_type, flags))
+        if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
+            for key in node:
+                visit(node._get_node(key), f"{path}.{key}")
+
+    visit(cfg, "")
+    return OmegaConf.to_container(cfg, resolve=False), nodes
+
+
+FIXED = ["data=synthetic", "model=resnet10", "hydra.sweep.dir=sweep", "seed=3"]
+SWEEPS: list[tuple[list[str], Swept, int]] = [
+    (
+        [],
+        {
+            "optimizer.lr": ["0.1", "1e-3", "${optimizer.weight_decay}"],
+            "model.num_blocks": ["[1]", "[1,1]"],
+        },
+        1,
+    ),
+    # a value of another kind, and none
+    ([], {"threads": ["1", "null"], "trainer.limit_train_batches": ["1", "0.5"]}, 1),
+    ([], {"model.num_blocks": ["[1]", "null", "[2,2]"]}, 2),
+    # groups are composed anew, the values below them are not
+    ([], {"optimizer": ["sgd", "adamw"], "optimizer.lr": ["0.1", "0.2", "0.3"]}, 2),
+    ([], {"augment": ["none", "strong"]}, 2),
+    ([], {"+model.extra": ["[1]", "{a:1}", "{b:2}"]}, 3),
+    ([], {"callbacks.checkpoints": ["null", "{monitor:val/loss}"]}, 2),
+    # what is set before or after a swept value, over or below it, is left to Hydra
+    (["data.data_seed=5"], {"data": ["{val_size:1}", "{val_size:2}"]}, 2),
+    (["optimizer={lr:0.5}"], {"optimizer.lr": ["0.1", "0.2"]}, 2),
+    (["+model.extra={a:1}"], {"++model.extra.a": ["2", "3"]}, 2),
+    ([], {"+trainer.max_time": ["1", "2"]}, 2),
+]
+
+
+@pytest.mark.parametrize(("fixed", "swept", "by_hydra"), SWEEPS, ids=lambda value: str(value)[:40])
+def test_a_composed_copy_is_what_hydra_composes(
+    fixed: list[str], swept: Swept, by_hydra: int
+) -> None:
+    loader, master = hydra_of(*FIXED)
+    counting = Counting(loader)
+    composer = Composer(counting, master, list(swept))  # type: ignore[arg-type]
+    for values in itertools.product(*swept.values()):
+        own = [f"{key}={value}" for key, value in zip(swept, values, strict=True)]
+        overrides = [FIXED[0], *own, *FIXED[1:2], *FIXED[3:], *fixed]
+        composed = composer.compose(overrides)
+        expected = loader.load_sweep_config(master, overrides)
+        assert everything(composed) == everything(expected), overrides
+    assert counting.asked == by_hydra
+
+
+def test_a_run_config_is_everything_but_hydras_node() -> None:
+    loader, master = hydra_of()
+    cfg = loader.load_sweep_config(master, [*FIXED[:2], "optimizer.lr=${optimizer.weight_decay}"])
+    bare = cfg.copy()
+    with open_dict(bare):
+        del bare["hydra"]
+    expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)
+    assert list(config.run_config(cfg).items()) == list(expected.items())
+
+
+def test_what_hydra_refuses_is_refused_in_its_words() -> None:
+    loader, master = hydra_of()
+    composer = Composer(loader, master, ["threads"])
+    composer.compose(["threads=1"])
+    for wrong in ("threads=abc", "threads=[1", "thread=1"):
+        with pytest.raises(HydraException) as expected:
+            loader.load_sweep_config(master, [wrong])
+        with pytest.raises(HydraException) as raised:
+            composer.compose([wrong])
+        assert str(raised.value) == str(expected.value)
+
+
+def test_values_drawn_once_for_a_sweep_are_the_same_in_every_point() -> None:
+    loader, master = hydra_of()
+    drawn = master.hydra.sweep.dir
+    composer = Composer(loader, master, ["seed"])
+    folders = {composer.compose([f"seed={seed}"]).hydra.sweep.dir for seed in range(3)}
+    assert folders == {drawn}

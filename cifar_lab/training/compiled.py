@@ -57,11 +57,12 @@ def prepare(
 
 
 def _overflows(network: nn.Module) -> bool:
-    # Strided 1x1 convolutions of few channels, with channels_last and several threads: their
+    # Strided 1x1 convolutions of few channels, with channels_last: their
     # gradient's workspace is too small (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15),
-    # and the process dies of a corrupted heap, or hangs, at some later step.
+    # and numbers are wrong, or the process dies of a corrupted heap, or hangs, at some later step.
+    # Our ResNet knows; networks from elsewhere may not.
     return any(
-        isinstance(m, nn.Conv2d)
+        type(m) is nn.Conv2d  # a class derived from it may make something else of it
         and m.kernel_size == (1, 1)
         and max(m.stride) > 1
         and m.in_channels // m.groups < _ONEDNN_BLOCK

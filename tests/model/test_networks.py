@@ -108,3 +108,38 @@ def test_width_below_one_is_refused(network: type[nn.Module]) -> None:
     more = {"dropout": 0.5} if network is CNN else {"num_blocks": [1]}
     with pytest.raises(InputError, match="width=0"):
         network(width=0, **more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_global_pooling_is_torch_s_to_the_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = ResNet(num_blocks=[1, 1], width=8).to(dtype)
+    images = torch.randn(16, 3, 32, 32, dtype=dtype)
+    weights = torch.randn(16, 10, dtype=dtype)
+    found = []
+    for pool in (network.pool, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
+        network.pool = pool
+        logits = network(images)
+        found.append([logits, *torch.autograd.grad((logits * weights).sum(), network.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("width", [4, 8, 15])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_narrow_shortcuts_leave_pixels_out_and_compute_the_same(
+    width: int, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    shortcut = ResNet(num_blocks=[1, 1], width=width).stages[1][0].shortcut[0]
+    assert type(shortcut) is not nn.Conv2d
+    strided = nn.Conv2d(width, 2 * width, 1, stride=2, bias=False)
+    strided.load_state_dict(shortcut.state_dict())
+    images = torch.randn(25, width, 32, 32)
+    found = []
+    # the reference in float64, which oneDNN doesn't compute
+    for convolution, x in ((shortcut, images), (strided.double(), images.double())):
+        x = x.to(memory_format=memory_format).requires_grad_()
+        output = convolution.to(memory_format=memory_format)(x)
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, convolution.weight])])
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-3)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_lab import checks, config
 from cifar_lab.errors import InputError
+from cifar_lab.targets import locate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -167,7 +168,7 @@ def spoken() -> Iterator[None]:
 def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
     import inspect
 
-    target = checks.locate("logger", node["_target_"])
+    target = locate("logger", node["_target_"])
     takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
     return {"save_dir": str(run_dir)} if takes else {}
 

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cifar_lab import checks, config, identity, signals
+from cifar_lab import config, identity, signals
 from cifar_lab.build import build, device_name
 from cifar_lab.build import rank as rank
+from cifar_lab.earlier import look
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.record import (
     FILE_NAME,
@@ -22,7 +23,6 @@ from cifar_lab.record import (
     git_state,
     now,
     package_versions,
-    read_record,
     remove_leftovers,
 )
 
@@ -60,8 +60,6 @@ class Job:
         self._record_before: dict[str, Any] = {}
         self._lock: BaseFileLock | None = None
 
-    # --- what the folder holds -----------------------------------------------------------------
-
     def finished_before(self) -> bool:
         """Whether the folder holds this very run, finished: its result is printed again.
 
@@ -74,95 +72,14 @@ class Job:
             path = os.environ.get(RESUME_VARIABLE)
             self.resume_from = Path(path) if path else None
             return False
-        mode = self.config["resume"]
-        if not (self.run_dir / FILE_NAME).exists():
-            if mode == "must":
-                raise InputError(
-                    f"resume=must: {self.run_dir} holds no run; give the folder of one with "
-                    "hydra.run.dir=..., or use resume=auto"
-                )
-            return False
-        if mode == "never":
-            raise InputError(
-                f"resume=never: {self.run_dir} holds a run, and nothing is deleted; "
-                "choose another hydra.run.dir, or resume=auto to continue it"
-            )
-        record = self._record_before = self._earlier()
-        longer = self._longer_by(record)
-        if record["status"] == "finished" and not longer:
+        earlier = look(self.run_dir, self.config)
+        if earlier.finished:
             from cifar_lab.training.summary import print_summary
 
-            print_summary(record, self.run_dir)
+            print_summary(earlier.record, self.run_dir)
             return True
-        if longer:
-            print(f"cifar_lab: {self.run_dir}: {longer} more epochs for this run", file=sys.stderr)
-        checkpoints = [
-            self.run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")
-        ]
-        # which of them is whole is decided under the lock, in run()
-        self.resume_from = next((path for path in checkpoints if path.exists()), None)
-        if mode == "must" and self.resume_from is None:
-            raise InputError(
-                f"resume=must: the run in {self.run_dir} has left no checkpoint; "
-                "use resume=auto to start it over"
-            )
+        self._record_before, self.resume_from = earlier.record, earlier.checkpoint
         return False
-
-    def _earlier(self) -> dict[str, Any]:
-        try:
-            record = read_record(self.run_dir)
-        except (OSError, ValueError) as error:
-            raise InputError(f"hydra.run.dir={self.run_dir}: its {FILE_NAME}: {error}") from error
-        # one that this very process could not close (a full disk) is over
-        if record["status"] == "running" and record["pid"] != os.getpid():
-            raise InputError(
-                f"hydra.run.dir={self.run_dir}: process {record['pid']} on {record['host']} "
-                "is running in it; wait for it, or choose another folder"
-            )
-        return record
-
-    def _longer_by(self, record: dict[str, Any]) -> int:
-        """Epochs that this configuration has more than the folder's, which else is the same.
-
-        Raises:
-            InputError: something else differs, or the run can't be made longer.
-        """
-        if record["config_digest"] == identity.digest(self.config):
-            return 0
-        old, new = dict(identity.flatten(record["config"])), dict(identity.flatten(self.config))
-        differing = [
-            key
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not identity.is_no_identity(key)
-        ]
-        epochs_key = "trainer.max_epochs"
-        before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
-        if differing == [epochs_key] and now > before > 0:
-            if reason := self._fixed_length(record, before):
-                raise InputError(
-                    f"{epochs_key}={now}: {self.run_dir} holds a run of {before} epochs, {reason}; "
-                    f"choose another folder for one of {now}, or give {epochs_key}={before}"
-                )
-            return int(now - before)
-        raise InputError(
-            f"hydra.run.dir={self.run_dir}: holds a run of another configuration; these differ: "
-            + ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differing)
-            + "; choose another folder, or give the same configuration to continue it"
-        )
-
-    def _fixed_length(self, record: dict[str, Any], epochs: int) -> str | None:
-        """Why the folder's run would be another one had it been longer; None where it would not."""
-        from cifar_lab.training.schedules import depends_on_length
-
-        target = str(self.config["scheduler"]["_target_"])
-        if depends_on_length(checks.locate("scheduler", target)):
-            name = target.rpartition(".")[2]
-            return f"whose learning rates depend on that number (scheduler={name})"
-        if self.config["trainer"].get("max_steps", -1) != -1:
-            return "which trainer.max_steps bounds as well"
-        if record["status"] == "finished" and record["epochs"] < epochs:
-            return f"which stopped early, after {record['epochs']}"
-        return None
 
     def make_folder(self) -> None:
         """Makes the run folder; InputError where it can't be written."""

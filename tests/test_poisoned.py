@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import checks, config
+from cifar_lab import config, targets
 from cifar_lab.errors import InputError
 from tests.conftest import TINY
 
@@ -33,7 +33,7 @@ def resolved(*overrides: str) -> dict[str, Any]:
     ids=range(4),
 )
 def test_shipped_configurations_are_accepted(overrides: tuple[str, ...]) -> None:
-    checks.check_targets_of_record(resolved(*overrides))
+    targets.check_targets_of_record(resolved(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_any_other_target_is_refused_by_name(target: str, place: str) -> None:
     else:
         cfg[place] = node
     with pytest.raises(InputError, match="not a part of a run"):
-        checks.check_targets_of_record(cfg)
+        targets.check_targets_of_record(cfg)
 
 
 def test_a_module_is_not_imported_to_be_refused(tmp_path: Any, monkeypatch: Any) -> None:
@@ -74,7 +74,7 @@ def test_a_module_is_not_imported_to_be_refused(tmp_path: Any, monkeypatch: Any)
     cfg = resolved(*TINY)
     cfg["model"] = {"_target_": "evil.Network"}
     with pytest.raises(InputError, match="evil"):
-        checks.check_targets_of_record(cfg)
+        targets.check_targets_of_record(cfg)
 
 
 def test_own_networks_are_accepted_where_they_are_named(tmp_path: Any, monkeypatch: Any) -> None:
@@ -82,11 +82,11 @@ def test_own_networks_are_accepted_where_they_are_named(tmp_path: Any, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     cfg = resolved(*TINY)
     cfg["model"] = {"_target_": "own_networks.Net"}
-    checks.check_targets_of_record(cfg, also=["own_networks"])
+    targets.check_targets_of_record(cfg, also=["own_networks"])
 
 
 def test_a_value_still_to_be_interpolated_is_refused() -> None:
     cfg = resolved(*TINY)
     cfg["data"]["root"] = "${oc.env:HOME}"
     with pytest.raises(InputError, match=r"data\.root"):
-        checks.check_targets_of_record(cfg)
+        targets.check_targets_of_record(cfg)

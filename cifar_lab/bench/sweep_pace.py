@@ -138,7 +138,7 @@ def compare(preset: str, turns: int) -> dict[str, Any]:
 
 def _described(row: dict[str, float]) -> str:
     return (
-        f"{row['wall_s']:6.1f} s for {row['trials']:.0f}; first after {row['first_s']:.0f} s; "
+        f"{row['wall_s']:6.1f} s for {row['trials']:.0f}; first after {row['first_s']:.1f} s; "
         f"fit {row['fit_s']:.2f} s, {row['overhead_s']:.2f} s beyond it"
     )
 

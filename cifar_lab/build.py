@@ -16,6 +16,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.targets import locate
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from omegaconf import DictConfig
 
     from cifar_lab.training.fit import Parts
@@ -76,19 +77,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         schedule=build_alone("scheduler", cfg),
         config=resolved,
     )
-    loggers = [
-        _build(f"logger.{name}", node, **_save_dir(node, run_dir))
-        for name, node in (cfg.logger or {}).items()
-    ]
-    callbacks = [_build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
-    trainer = _build(
-        "trainer",
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=str(run_dir),
-        **_switches(callbacks, resolved),
-    )
+    trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
     return Parts(
         trainer=trainer,
@@ -97,6 +86,23 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         steps_per_call=cfg.steps_per_call,
         cuda_graph=cfg.cuda_graph,
     )
+
+
+def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
+    loggers = [
+        _build(f"logger.{name}", node, **_save_dir(node, run_dir))
+        for name, node in (cfg.logger or {}).items()
+    ]
+    callbacks = [_build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
+    trainer: Trainer = _build(
+        "trainer",
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(run_dir),
+        **_switches(callbacks, resolved),
+    )
+    return trainer
 
 
 def build_alone(group: str, cfg: DictConfig) -> Any:

@@ -56,7 +56,7 @@ class Classifier(LightningModule):
         self._schedule = schedule
         # plain values: a checkpoint with objects inside can't be loaded with weights_only=True
         self.save_hyperparameters({"config": config}, logger=False)
-        # of loss, correct images and images; always the same tensors: a CUDA graph writes to them
+        # of loss, correct images and images; those of a fit stay one tensor: CUDA graphs add to it
         self._train_sums, self._held_out_sums = torch.zeros(3), torch.zeros(3)
         self._first_bad, self._step_number = torch.tensor(-1), torch.tensor(0)
         self._lr = math.nan

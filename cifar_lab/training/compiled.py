@@ -57,10 +57,9 @@ def prepare(
 
 
 def _overflows(network: nn.Module) -> bool:
-    # Strided 1x1 convolutions of few channels, with channels_last: their
-    # gradient's workspace is too small (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15),
-    # and numbers are wrong, or the process dies of a corrupted heap, or hangs, at some later step.
-    # Our ResNet knows; networks from elsewhere may not.
+    # Strided 1x1 convolutions of few channels, with channels_last: the workspace of their gradient
+    # is too small (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15). Numbers are wrong, or
+    # the process dies of a corrupted heap, or hangs, at some later step. Our ResNet knows.
     return any(
         type(m) is nn.Conv2d  # a class derived from it may make something else of it
         and m.kernel_size == (1, 1)

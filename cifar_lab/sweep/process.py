@@ -42,9 +42,14 @@ def warm_up() -> None:
     if _data_file is None:
         _data_file = open(Path(util.get_temp_dir()) / "data.json", "w", encoding="utf-8")  # noqa: SIM115
         fcntl.flock(_data_file, fcntl.LOCK_EX)
-    with _importable():
-        _context()
-        forkserver.ensure_running()
+    # the server inherits that it ignores Ctrl-C, which is the supervisor's to pass on
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _importable():
+            _context()
+            forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def tell_data(data: Mapping[str, Any] | None) -> None:

@@ -152,6 +152,23 @@ def test_the_fork_server_ends_with_its_supervisor_whatever_it_is_doing() -> None
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="read from /proc")
+def test_the_fork_server_never_hears_ctrl_c() -> None:
+    # one traceback of Python's start-up on the terminal else, when it comes early
+    out = in_a_process_of_its_own(
+        "import signal\n"
+        "from multiprocessing import forkserver\n"
+        "from pathlib import Path\n"
+        "from cifar_lab.sweep import process\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "process.warm_up()\n"
+        "status = Path(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read_text()\n"
+        "ignored = int(status.partition('SigIgn:')[2].split()[0], 16)\n"
+        "print(ignored >> (signal.SIGINT - 1) & 1, signal.getsignal(signal.SIGINT) == before)\n"
+    )
+    assert out.split() == ["1", "True"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the supervisor's pipe must do")
 def test_a_worker_whose_server_died_at_once_ends_too() -> None:
     # killed between the fork and the worker's request for a signal: no signal would ever come

@@ -175,7 +175,7 @@ class Job:
                 "resumed": self.resume_from is not None,
                 "started": before.get("started", now()),
                 "tested": None,
-                "git": git_state(Path(__file__).parent),
+                "git": dict(git_state(Path(__file__).parent)),
                 "packages": package_versions(),
                 "device": device_name(parts.trainer),
                 "data": {

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,12 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git_state(folder: Path) -> dict[str, Any]:
-    """``{"sha", "dirty"}`` of the checkout that holds ``folder``; both None where none does."""
+@lru_cache
+def git_state(folder: Path) -> Mapping[str, Any]:
+    """``{"sha", "dirty"}`` of the checkout that holds ``folder``; both None where none does.
+
+    As it was when this process first asked: what is edited later is not what runs in it.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -92,3 +92,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_git_state_is_null_outside_a_checkout(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"sha": None, "dirty": None}
+
+
+def test_git_state_is_that_of_the_code_that_runs_not_of_a_later_edit(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@t")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    git("init", "--quiet")
+    (tmp_path / "errors.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "--quiet", "--message=one")
+    first = git_state(tmp_path)
+    assert first["dirty"] is False
+    (tmp_path / "errors.py").write_text("2\n")
+    assert git_state(tmp_path) == first

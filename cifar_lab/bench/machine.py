@@ -58,7 +58,7 @@ def describe(device: str, threads: int | None) -> dict[str, Any]:
             "load_before": os.getloadavg()[0],
         },
         "packages": package_versions(),
-        "git": git_state(Path(__file__).parent.parent),
+        "git": dict(git_state(Path(__file__).parent.parent)),
     }
 
 

@@ -14,7 +14,9 @@ import os
 import pkgutil
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
+from cifar_lab.record import git_state
 from cifar_lab.sweep import process
 
 # What jobs import late, found as the difference of sys.modules before and after one.
@@ -85,6 +87,7 @@ os.setpgid(0, 0)
 process.server_pid = os.getpid()
 gc.disable()  # nearly nothing that imports make is garbage, and looking for it takes half a second
 _load()
+git_state(Path(__file__).parents[1])  # of the code that all jobs will run, whatever is edited now
 if data_file := os.environ.pop(process.DATA_VARIABLE, None):
     with suppress(Exception):
         if (data_node := _told(data_file)) is not None:

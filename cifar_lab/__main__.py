@@ -161,7 +161,7 @@ def door() -> NoReturn:
     gc.disable()
     status = main()
     # what its own end does before that: threads, what others registered, the streams
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]  # private
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more

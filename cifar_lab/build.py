@@ -139,18 +139,16 @@ def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
 def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
+    refusals += (MisconfigurationException,)
+    if path == "optimizer":
+        refusals += (RuntimeError,)  # torch's optimizers refuse some settings with it
     try:
         return factory(*arguments, **runtime)
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except (
-        *(ValueError, TypeError, RuntimeError),
-        *(MisconfigurationException, ModuleNotFoundError),
-    ) as error:
-        # torch's optimizers refuse some settings with a RuntimeError; elsewhere it is no input's
-        if isinstance(error, RuntimeError) and path != "optimizer":
-            raise
+    except refusals as error:
         raise InputError(f"{path}: {config.first_line(str(error))}") from error
 
 

@@ -300,4 +300,4 @@ def _say_once_if_the_log_fails() -> None:
                 said.append(path)
                 print(f"cifar_lab: {path} can't be written: {sys.exc_info()[1]}", file=sys.stderr)
 
-        handler.handleError = refuse  # type: ignore[method-assign]
+        handler.handleError = refuse  # type: ignore[method-assign]  # of this handler alone

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,7 @@ def _arguments(workload: Workload) -> list[str]:
 
 
 MAKERS: dict[str, Callable[[Workload], Contender]] = {
-    "ours": lambda workload: ours("ours", workload),
-    "plain": lambda workload: ours("plain", workload),
-    "bf16": lambda workload: ours("bf16", workload),
+    **{name: partial(ours, name) for name in FLAVOURS},
     "bare": lambda workload: program("bare", "bare", workload),
     "tuned": lambda workload: program("tuned", "bare", workload, "--tuned"),
     "report": lambda workload: program("report", "report_loop", workload),

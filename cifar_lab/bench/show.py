@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,9 @@ def draw(measurements: Sequence[Measurement], folder: Path, *, caption: str) -> 
 
 
 def _panel(axis: Any, title: str, measurements: Sequence[Measurement]) -> None:
-    rates: Callable[[str], list[float]] = lambda name: list(  # noqa: E731
-        values(measurements, name, "images_per_s").values()
-    )
+    def rates(name: str) -> list[float]:
+        return list(values(measurements, name, "images_per_s").values())
+
     shown = [name for name in names_of(measurements) if rates(name)]
     for row, name in enumerate(shown):
         found = spread(rates(name))

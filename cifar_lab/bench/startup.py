@@ -113,7 +113,7 @@ def by_package(modules: Sequence[Imported], depth: int = 1) -> Counter[str]:
     """Milliseconds of their own, added up over the first ``depth`` parts of the names."""
     sums: Counter[str] = Counter()
     for module in modules:
-        sums[".".join(module.name.split(".")[:depth])] += module.own_ms  # type: ignore[assignment]
+        sums[".".join(module.name.split(".")[:depth])] += module.own_ms  # type: ignore[assignment]  # a Counter of floats
     return sums
 
 

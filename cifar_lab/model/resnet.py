@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from cifar_lab.errors import InputError
 
 # oneDNN's gradient of strided 1x1 convolutions of fewer channels writes out of bounds with
-# channels_last (uxlfoundation/oneDNN#6035): wrong numbers, a crash or a hang.
-_ONEDNN_BLOCK = 16
+# channels_last (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15): wrong numbers, or a
+# corrupted heap or a hang at some later step.
+ONEDNN_BLOCK = 16
 # 32x32 images: the map is 1x1 in the sixth stage and can't be halved again.
 MAX_STAGES = 6
 
@@ -44,7 +45,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            narrow = stride != 1 and in_channels < _ONEDNN_BLOCK
+            narrow = stride != 1 and in_channels < ONEDNN_BLOCK
             convolution = _Subsampled if narrow else nn.Conv2d
             self.shortcut = nn.Sequential(
                 convolution(in_channels, out_channels, 1, stride=stride, bias=False),

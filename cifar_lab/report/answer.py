@@ -64,7 +64,7 @@ def spread_text(value: Estimate | None, decimals: int = 1) -> str:
 def interval_text(value: Estimate | None) -> str:
     """``93.1 to 93.7 %``, or a dash where one run gives none."""
     if value is None or value.low is None or value.high is None:
-        return "–"  # noqa: RUF001
+        return "–"  # noqa: RUF001  (likewise)
     # no accuracy lies beyond: what Student's t says there is cut off
     return f"{100 * max(0.0, value.low):.1f} to {100 * min(1.0, value.high):.1f} %"
 

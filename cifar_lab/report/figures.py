@@ -96,7 +96,7 @@ def learning_curves(ranking: Ranking) -> Figure | None:
         axes.plot(epochs, mean, color=color, label=_name(group))
         if len(group.counted) > 1:
             axes.fill_between(epochs, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0)
-    if not any(line.get_xdata().size for line in axes.lines):  # type: ignore[union-attr]
+    if not any(line.get_xdata().size for line in axes.lines):  # type: ignore[union-attr]  # arrays
         return None
     axes.set(xlabel="epoch", ylabel=title_of(metric), title=_best_of(ranking))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

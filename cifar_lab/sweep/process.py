@@ -40,7 +40,8 @@ def warm_up() -> None:
     """Starts the fork server, which imports while the caller goes on; again: costs nothing."""
     global _data_file
     if _data_file is None:
-        _data_file = open(Path(util.get_temp_dir()) / "data.json", "w", encoding="utf-8")  # noqa: SIM115
+        path = Path(util.get_temp_dir()) / "data.json"
+        _data_file = path.open("w", encoding="utf-8")  # until `tell_data`
         fcntl.flock(_data_file, fcntl.LOCK_EX)
     # the server inherits that it ignores Ctrl-C, which is the supervisor's to pass on
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cifar_lab.errors import InputError
+from cifar_lab.model.resnet import ONEDNN_BLOCK
 
 _TRITON_NEEDS = ("CC", "cc", "gcc", "clang")
-_ONEDNN_BLOCK = 16  # channels of one AVX-512 vector
 
 
 def prepare(
@@ -57,13 +57,11 @@ def prepare(
 
 
 def _overflows(network: nn.Module) -> bool:
-    # Strided 1x1 convolutions of few channels, with channels_last: the workspace of their gradient
-    # is too small (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15). Numbers are wrong, or
-    # the process dies of a corrupted heap, or hangs, at some later step. Our ResNet knows.
+    # our ResNet knows what not to ask of oneDNN; networks from elsewhere may not
     return any(
         type(m) is nn.Conv2d  # a class derived from it may make something else of it
         and m.kernel_size == (1, 1)
         and max(m.stride) > 1
-        and m.in_channels // m.groups < _ONEDNN_BLOCK
+        and m.in_channels // m.groups < ONEDNN_BLOCK
         for m in network.modules()
     )

@@ -100,7 +100,7 @@ def train(settings: Settings, clock: Clock) -> None:
     trainer = Trainer(
         accelerator="gpu" if settings.device.type == "cuda" else settings.device.type,
         devices=1,
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,  # type: ignore[arg-type]  # checked by argparse
         max_steps=WARMUP_STEPS + settings.steps,
         max_epochs=-1,
         limit_val_batches=EVALUATION_BATCHES,

@@ -5,10 +5,12 @@ Always replaced whole: a reader sees the old record or the new one, never half o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,11 @@ PACKAGES = (
     "tensorboard",
     "numpy",
 )
+# Those of them that a number can depend on; the others compose, draw and display.
+_DECIDING = ("cifar-lab", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
+_DIFF_CHARACTERS = 12
+# What is read of uncommitted files: who keeps images in the checkout shall not wait for them.
+_MOST_DIFF_BYTES = 16 * 2**20
 
 
 def now() -> str:
@@ -205,23 +212,115 @@ def package_versions() -> dict[str, str]:
 
 
 @lru_cache
-def git_state(folder: Path) -> Mapping[str, Any]:
-    """``{"sha", "dirty"}`` of the checkout that holds ``folder``; both None where none does.
+def git_state(package: Path) -> Mapping[str, Any]:
+    """``{"sha", "dirty", "diff"}`` of the checkout that holds ``package``; None where none does.
 
-    As it was when this process first asked: what is edited later is not what runs in it.
+    ``diff`` tells one set of uncommitted changes from another: twelve digits of a SHA-256, None
+    without any. All as it was when this process first asked: what is edited later doesn't run.
     """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=10,
+            check=True,
+        ).stdout
 
     try:
-        tracked = git("ls-files", "--error-unmatch", "errors.py")
-        return {"sha": git("rev-parse", "HEAD"), "dirty": bool(tracked and git("status", "-s"))}
+        git("ls-files", "--error-unmatch", "__init__.py")  # else it is installed inside a checkout
+        top = Path(git("rev-parse", "--show-toplevel").removesuffix("\n"))
+        sha = git("rev-parse", "HEAD").strip()
+        changed = git("status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
+        diff = _digest_of_files(top, [entry[3:] for entry in changed.split("\0") if entry])
     except (OSError, subprocess.SubprocessError):
-        return {"sha": None, "dirty": None}
+        return {"sha": None, "dirty": None, "diff": None}
+    return {"sha": sha, "dirty": bool(changed), "diff": diff if changed else None}
+
+
+def _digest_of_files(top: Path, names: Sequence[str]) -> str:
+    """Of what the files hold now, rather than of ``git diff``, which settings of git's change."""
+    digest, left = hashlib.sha256(), _MOST_DIFF_BYTES
+    for name in sorted(names):
+        path = top / name
+        try:
+            status = path.lstat()
+            kind = f"{status.st_mode & 0o100:o} {status.st_size}"
+            content = b""
+            if stat.S_ISLNK(status.st_mode):
+                kind, content = "link", os.fsencode(os.readlink(path))
+            elif stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as file:
+                    content = file.read(left)
+                left -= len(content)
+            else:
+                kind = "other"  # a repository inside this one
+        except FileNotFoundError:
+            kind, content = "gone", b""
+        digest.update(f"{name}\0{kind}\0".encode("utf-8", "surrogateescape"))
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:_DIFF_CHARACTERS]
+
+
+# --- who made a run -------------------------------------------------------------------------------
+
+
+def starts_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every start that the run in a folder has had, the first one first.
+
+    A record of an older version tells of its last start alone, and not of the step it went on from.
+    """
+    if (starts := record.get("starts")) is not None:
+        return list(starts)
+    if "packages" not in record:  # it ended before it began: built wrong, or killed at once
+        return []
+    names = ("started", "command", "git", "packages", "device", "threads", "host")
+    step = None if record.get("resumed") else 0
+    return [{**{name: record.get(name) for name in names}, "resumed_from_step": step}]
+
+
+def made_otherwise(record: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What a run was made with that is different here; "" where nothing is.
+
+    Args:
+        record: of the run. Of its starts those count whose work its weights hold: none before the
+            last that began at step 0.
+        here: any of ``git``, ``packages``, ``device`` and ``threads``, as a start has them.
+
+    Returns:
+        e.g. ``code 1f2e3d4 (here 5a6b7c8), torch 2.14.1 (here 2.15.0)``.
+    """
+    starts = starts_of(record)
+    begun = [i for i, start in enumerate(starts) if start.get("resumed_from_step") == 0]
+    before = [_makers(start) for start in starts[begun[-1] if begun else 0 :]]
+    parts = []
+    for name, value in _makers(here).items():
+        others = dict.fromkeys(m[name] for m in before if m.get(name, value) != value)
+        if others:
+            parts.append(f"{name} {', '.join(others)} (here {value})")
+    return ", ".join(parts)
+
+
+def _makers(start: Mapping[str, Any]) -> dict[str, str]:
+    makers = {}
+    if (git := start.get("git")) is not None:
+        makers["code"] = _code(git)
+    packages = start.get("packages") or {}
+    makers |= {name: str(packages[name]) for name in _DECIDING if name in packages}
+    # the last bits of a step depend on the number of threads
+    makers |= {name: str(start[name]) for name in ("device", "threads") if start.get(name)}
+    return makers
+
+
+def _code(git: Mapping[str, Any]) -> str:
+    if not git.get("sha"):
+        return "of no commit"
+    # an older version's record doesn't say which changes these were: they are none of here
+    changes = f"+{git.get('diff') or '?'}" if git.get("dirty") else ""
+    return f"{git['sha'][:7]}{changes}"
 
 
 def command_line(arguments: Sequence[str]) -> str:

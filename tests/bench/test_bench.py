@@ -69,7 +69,7 @@ def test_a_session_leaves_table_figures_and_every_measurement(
     assert written["measurements"][2]["accuracy"] == pytest.approx(0.8013)
     assert written["machine"]["threads"] == 1
     assert written["packages"]["torch"]
-    assert set(written["git"]) == {"sha", "dirty"}
+    assert set(written["git"]) == {"sha", "dirty", "diff"}
     assert "cifar_lab.bench.programs.bare" in written["commands"]["cnn"]["bare"]
     assert written["settings"]["networks"] == {"cnn": {"batch_size": 4, "steps": 2}}
     assert {path.name for path in Path("bench").iterdir()} == {

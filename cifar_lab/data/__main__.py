@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _find(given: dict[str, Any]) -> int:
     from cifar_lab.data.cifar10 import Fetching, open_from
+    from cifar_lab.data.copies import lines_of
 
     settings = {**_defaults(), **given}
     root, cache = settings.pop("root"), settings.pop("cache")
@@ -57,6 +58,8 @@ def _find(given: dict[str, Any]) -> int:
         f"cache   {opened.entry} ({opened.state})\n"
         f"digest  {data.digest}"
     )
+    for line in lines_of(data) or ["none: every image is there once"]:
+        print(f"copies  {line}")
     return 0
 
 

@@ -23,6 +23,10 @@ log = logging.getLogger("cifar_lab.data")
 USUAL_PLACES = ("data", "data/cifar10", "dataset", "datasets", ".", "../data", "~/.keras/datasets")
 
 
+class NotHereError(InputError):
+    """CIFAR-10 is not on this machine, and may not be fetched."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """A dataset, and how it was come by.
@@ -62,7 +66,7 @@ def open_cifar10(
 
     Raises:
         InputError: the root holds no usable data, or none can be had, or the cache can't be
-            written.
+            written; `NotHereError`: only the network would have them.
     """
     fetching = Fetching(offline=offline, sources=sources, min_rate=min_rate, stall_s=stall_s)
     return open_from(root=root, cache=cache, fetching=fetching).dataset
@@ -177,7 +181,7 @@ def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
     if cached:
         return _opened(cached, "ok", entry)
     if fetching.offline and not any(_local_sources(entry, cache, archive)):
-        raise InputError(_nowhere(entry, trouble, archive))  # before the lock: nothing is written
+        raise NotHereError(_nowhere(entry, trouble, archive))  # before the lock: nothing is written
     with entry.lock():
         cached, trouble = _examine(entry)
         if cached:
@@ -192,7 +196,7 @@ def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
             except OSError as error:
                 log.warning("%s can't be read (%s); looking further", source.path, error.strerror)
         if fetching.offline:
-            raise InputError(_nowhere(entry, trouble, archive))
+            raise NotHereError(_nowhere(entry, trouble, archive))
         from cifar_lab.data.download import fetch
 
         path = fetch(

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.checks import check_choice, check_number, check_path, check_whole
+from cifar_lab.data.copies import count_copies
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
 from cifar_lab.data.epoch import Blocks, EpochLoader, Share
 from cifar_lab.data.loader import BatchLoader, as_tensor, place
@@ -97,18 +98,45 @@ class DataModule(LightningDataModule, ABC):
             self._dataset = dataset
         return self._dataset
 
+    def at_hand(self) -> Dataset | None:
+        """The dataset that `open` would find, whatever is set beside it; fetches nothing.
+
+        None where it would have to be fetched, which only official images are.
+
+        Raises:
+            InputError: there is none.
+        """
+        return self.inherited.get(self.source) or self._read()
+
     @property
     def source(self) -> str:
         """What decides which dataset `open` finds: the class, and its own fields."""
         shared = {field.name for field in fields(DataModule)}
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
-        return f"{type(self).__qualname__} {own}"
+        return f"{type(self).__module__}.{type(self).__qualname__} {own}"
 
     @property
     def dataset(self) -> Dataset:
         """What `open` returned."""
         assert self._dataset is not None, "open() or setup() comes first"
         return self._dataset
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the record says of the data: name, digest, and how many images are copies."""
+        data = self.dataset
+        return {
+            "name": data.name,
+            "layout": data.layout,
+            "digest": data.digest,
+            "official": data.official,
+            "images": {
+                "train": len(self.train_indices),
+                "val": len(self.val_indices),
+                "test": len(data.test),
+            },
+            "duplicates": count_copies(data, self.train_indices, self.val_indices),
+        }
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the data where the door has not done so."""
@@ -280,13 +308,22 @@ class Cifar10(DataModule):
         check_number("data.min_rate", self.min_rate, 0)
         check_number("data.stall_s", self.stall_s, 0)
 
-    def _read(self) -> Dataset:
+    def at_hand(self) -> Dataset | None:
+        """As in every data module."""
+        from cifar_lab.data.cifar10 import NotHereError
+
+        try:
+            return self.inherited.get(self.source) or self._read(offline=True)
+        except NotHereError:
+            return None
+
+    def _read(self, offline: bool | None = None) -> Dataset:
         from cifar_lab.data.cifar10 import open_cifar10
 
         return open_cifar10(
             root=self.root,
             cache=self.cache,
-            offline=self.offline,
+            offline=self.offline if offline is None else offline,
             sources=self.sources,
             min_rate=self.min_rate,
             stall_s=self.stall_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,43 @@ class Dataset:
     digest: str
     train: Split
     test: Split
+
+    @cached_property
+    def numbers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`number_images` of the training and of the test images; 0.1 s for 60,000, once."""
+        train, test = number_images(self.train.images, self.test.images)
+        return train, test
+
+
+def number_images(*splits: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+    """A number for every image: the same for those that are equal to the byte, and for no others.
+
+    Args:
+        splits: (N, ...) each, images of one size, C-contiguous.
+
+    Returns:
+        (N,) of each split.
+    """
+    flat = [images.reshape(len(images), -1) for images in splits]
+    _, numbers, counts = np.unique(
+        np.concatenate([_keys(rows) for rows in flat]), return_inverse=True, return_counts=True
+    )
+    # images with one key are nearly always equal; those with different keys never are
+    bounds = np.cumsum([len(rows) for rows in flat])
+    seen: dict[bytes, int] = {}
+    for place in np.flatnonzero(counts[numbers] > 1):
+        part = int(np.searchsorted(bounds, place, side="right"))
+        image = flat[part][place - bounds[part]]  # counted from the split's end
+        numbers[place] = seen.setdefault(image.tobytes(), len(counts) + len(seen))
+    return np.split(numbers.astype(np.int64), bounds[:-1])
+
+
+def _keys(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A 64-bit key for each row: sums of its bytes, eight at a time, times odd random numbers."""
+    whole = rows.shape[1] // 8
+    weights = np.random.PCG64(0).random_raw(whole) | np.uint64(1)
+    keys: NDArray[np.uint64] = rows[:, : 8 * whole].view(np.uint64) @ weights
+    return keys
 
 
 def split_digest(split: Split) -> str:

@@ -49,7 +49,7 @@ def fingerprint_folder(root: Path) -> str:
                 with os.scandir(folder) as entries:
                     for entry in filter(lambda entry: _is_visible(entry.name), entries):
                         stat = entry.stat()
-                        text = f"{entry.name} {stat.st_size} {stat.st_mtime_ns}"
+                        text = f"{entry.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
                         # a sum does without an order: sorting costs as much as the scan itself
                         total += zlib.crc32(text.encode("utf-8", "surrogateescape"))
             parts.append(f"{split}/{folder.name}:{total:x}")

@@ -43,16 +43,19 @@ class Source:
         """The cache entry's name: one for all ways to the official bytes, one for each other."""
         if self.official:
             return self.archive.key
-        # "2": class folders were cached sorted by class before
-        return f"{self.layout}-{hashlib.sha256(f'2 {self.path}'.encode()).hexdigest()[:12]}"
+        # "3": before, class folders were cached sorted by class, then fingerprints lacked the ctime
+        return f"{self.layout}-{hashlib.sha256(f'3 {self.path}'.encode()).hexdigest()[:12]}"
 
     def fingerprint(self) -> str:
-        """Changes when the source is written anew; cheap beside reading it."""
+        """Changes when the source is written anew, whatever its date says; cheap beside reading it.
+
+        The time of the last change of a file's entry (ctime) can't be set, as its date can.
+        """
         if self.layout == "folders":
             return folders.fingerprint_folder(self.path)
         members = self.archive.members if self.layout == "pickles" else ("",)
         stats = [(self.path / name).stat() for name in members if (self.path / name).exists()]
-        return " ".join(f"{stat.st_size}-{stat.st_mtime_ns}" for stat in stats)
+        return " ".join(f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}" for stat in stats)
 
     def check(self) -> None:
         """Raises InputError unless the official bytes are there, every one of them."""

@@ -199,6 +199,12 @@ def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(class_folder
     stat = file.stat()
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert changed()
+    other = file.with_name("0099.png")
+    other.write_bytes(file.read_bytes()[::-1])
+    stat = file.stat()
+    other.replace(file)  # of the same size, and with its dates
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert changed()
     shutil.copy(file, root / "train/bird/0099.png")
     assert changed()
     (root / "train/bird/0099.png").rename(root / "train/bird/0098.png")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
 
+    from cifar_lab.data.datamodule import DataModule
     from cifar_lab.training.fit import Parts
 
 
@@ -55,8 +56,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = build_alone("optimizer", cfg)
-    augment = _build("augment", cfg.augment)
-    data = _build("data", cfg.data, augment=augment, seed=cfg.seed)
+    data = build_data(cfg)
     checks.check_across(resolved)
     with spoken():
         data.open()
@@ -86,6 +86,14 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         steps_per_call=cfg.steps_per_call,
         cuda_graph=cfg.cuda_graph,
     )
+
+
+def build_data(cfg: DictConfig) -> DataModule:
+    """The data module alone, not yet opened; raises InputError as `build` does."""
+    data: DataModule = _build(
+        "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
+    )
+    return data
 
 
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:

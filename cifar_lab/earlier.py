@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Earlier:
 
     Attributes:
         record: its run.json; empty where there is none.
-        finished: it is this very run, and nothing is left to do.
+        finished: it is this very run, if it was on these images, and nothing is left to do.
         checkpoint: where to go on; which of its checkpoints is whole is decided under the lock.
     """
 
@@ -29,14 +30,54 @@ class Earlier:
     checkpoint: Path | None = None
 
 
+def check_images(
+    run_dir: Path, config: Mapping[str, Any], record: Mapping[str, Any], images: str | None
+) -> None:
+    """Refuses images that are not those of the folder's run; where they lie decides nothing.
+
+    Args:
+        run_dir: the folder.
+        config: of this start, resolved.
+        record: of the folder's run; one that ended before it had read any images fits all.
+        images: as in `identity.same_images`.
+
+    Raises:
+        InputError: they are others.
+    """
+    before = record.get("data") or {}
+    if not before.get("digest") or identity.same_images(images, before):
+        return
+    found = "the official images, not on this machine" if images is None else images[:12]
+    then = record.get("config") or {}
+    raise InputError(
+        f"{root_of(config)}: these images ({found}) are not those of the run in {run_dir} "
+        f"({before['digest'][:12]}, {root_of(then)} then); give those to go on with it or to see "
+        "its result, or choose another hydra.run.dir for a run on these"
+    )
+
+
+def root_of(config: Mapping[str, Any]) -> str:
+    """What a configuration says of where its images lie, as a person types it."""
+    data = config.get("data") or {}
+    if "root" in data:
+        return f"data.root={'null' if data['root'] is None else data['root']}"
+    return f"data={str(data.get('_target_')).rpartition('.')[2].lower()}"
+
+
 def look(run_dir: Path, config: dict[str, Any]) -> Earlier:
-    """What the folder holds for a run of this resolved configuration.
+    """What the folder holds for a run of this resolved configuration; `check_images` comes after.
 
     Raises:
         InputError: another run, or one that goes on, or ``resume`` forbids what would follow.
     """
     mode = config["resume"]
     if not (run_dir / FILE_NAME).exists():
+        if any(run_dir.glob("checkpoints/*.ckpt")):
+            # the next start would go on from them, whatever they are of
+            raise InputError(
+                f"hydra.run.dir={run_dir}: holds checkpoints and no {FILE_NAME} that says which "
+                "run they are of; put it back, or choose another folder"
+            )
         if mode == "must":
             raise InputError(
                 f"resume=must: {run_dir} holds no run; give the folder of one with "
@@ -92,6 +133,8 @@ def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) ->
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key) and not identity.is_no_identity(key)
     ]
+    if not differing:  # a key that is new here, and null
+        return 0
     epochs_key = "trainer.max_epochs"
     before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
     if differing == [epochs_key] and now > before > 0:

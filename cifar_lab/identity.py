@@ -1,4 +1,4 @@
-"""What makes two runs the same run: their configuration, without what decides no result."""
+"""What makes two runs the same run: their images, and what of their configuration decides."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ def digest(config: Mapping[str, Any]) -> str:
     identity = {key: value for key, value in flatten(config) if not is_no_identity(key)}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_digest(config_digest: str, images: str) -> str:
+    """SHA-256 of both digests: two runs are the same run when it is equal.
+
+    Args:
+        config_digest: `digest` of the configuration.
+        images: the data set's digest, of pixels and labels: the same wherever they lie.
+    """
+    return hashlib.sha256(f"{config_digest} {images}".encode()).hexdigest()
+
+
+def same_images(images: str | None, data: Mapping[str, Any]) -> bool:
+    """Whether a run's images, ``data`` of its record, are those that a start finds now.
+
+    Args:
+        images: the digest of these; None: the official ones, which are not on this machine.
+        data: holds ``digest`` and ``official``.
+    """
+    return bool(data.get("official")) if images is None else images == data.get("digest")
 
 
 def is_no_identity(key: str) -> bool:

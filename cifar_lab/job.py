@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cifar_lab import config, identity, signals
-from cifar_lab.build import build, device_name
+from cifar_lab.build import build, build_data, device_name, spoken
 from cifar_lab.build import rank as rank
-from cifar_lab.earlier import look
+from cifar_lab.earlier import check_images, look, root_of
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.record import (
     FILE_NAME,
     Record,
     command_line,
     git_state,
+    made_otherwise,
     now,
     package_versions,
     remove_leftovers,
+    starts_of,
 )
 
 if TYPE_CHECKING:
@@ -45,16 +48,24 @@ class Job:
         run_dir: absolute; may hold an earlier start of the same run.
         overrides: as typed.
         started: `time.perf_counter` when the process began.
+        images: the digest of the images that a sweep planned it with; None: whichever are found.
     """
 
     def __init__(
-        self, cfg: DictConfig, *, run_dir: Path, overrides: list[str], started: float
+        self,
+        cfg: DictConfig,
+        *,
+        run_dir: Path,
+        overrides: list[str],
+        started: float,
+        images: str | None = None,
     ) -> None:
         self.cfg = cfg
         self.config = config.run_config(cfg)
         self.run_dir = run_dir
         self.overrides = overrides
         self.started = started
+        self.images = images
         self.resume_from: Path | None = None
         self._parts: Parts | None = None
         self._record_before: dict[str, Any] = {}
@@ -63,10 +74,11 @@ class Job:
     def finished_before(self) -> bool:
         """Whether the folder holds this very run, finished: its result is printed again.
 
-        Sets `resume_from` where it holds an unfinished one.
+        Sets `resume_from` where it holds an unfinished one; `build` compares that one's images.
 
         Raises:
-            InputError: the folder holds another run, or one that goes on, or ``resume`` forbids it.
+            InputError: the folder holds another run, or one that goes on, or ``resume`` forbids it,
+                or its images are others or can't be found.
         """
         if rank() > 0:
             path = os.environ.get(RESUME_VARIABLE)
@@ -74,12 +86,39 @@ class Job:
             return False
         earlier = look(self.run_dir, self.config)
         if earlier.finished:
+            self._check_images_of_finished(earlier.record)
+            self._say_of_finished(earlier.record)
             from cifar_lab.training.summary import print_summary
 
             print_summary(earlier.record, self.run_dir)
             return True
         self._record_before, self.resume_from = earlier.record, earlier.checkpoint
         return False
+
+    def _check_images_of_finished(self, record: dict[str, Any]) -> None:
+        try:
+            with spoken():
+                found = build_data(self.cfg).at_hand()
+        except InputError as error:
+            # a mistyped root must not be answered with the accuracy on the images of another
+            raise InputError(
+                f"{error}; the finished run in {self.run_dir} can't be compared with that, and its "
+                f"result stays in its {FILE_NAME}"
+            ) from error
+        check_images(self.run_dir, self.config, record, None if found is None else found.digest)
+
+    def _say_of_finished(self, record: dict[str, Any]) -> None:
+        here = {"git": git_state(Path(__file__).parent), "packages": package_versions()}
+        if others := made_otherwise(record, here):
+            print(
+                f"cifar_lab: {self.run_dir}: this run was made with {others}; delete its folder or "
+                "choose another hydra.run.dir to run it anew",
+                file=sys.stderr,
+            )
+        from cifar_lab.data.copies import warnings_of
+
+        for line in warnings_of(record.get("data") or {}):
+            print(f"cifar_lab: {root_of(self.config)}: {line}", file=sys.stderr)
 
     def make_folder(self) -> None:
         """Makes the run folder; InputError where it can't be written."""
@@ -95,8 +134,32 @@ class Job:
             ) from error
 
     def build(self) -> None:
-        """Checks, then builds every part (`cifar_lab.build`); raises InputError."""
+        """Checks, then builds every part (`cifar_lab.build`).
+
+        Raises:
+            InputError: what can't be built, or images that are not those of the folder's run.
+        """
         self._parts = build(self.cfg, self.run_dir)
+        found = self._parts.data.dataset.digest
+        if self.images is not None and found != self.images:
+            raise InputError(
+                f"{root_of(self.config)}: these images ({found[:12]}) are not those of when the "
+                f"sweep began ({self.images[:12]}); put those back, or start it again"
+            )
+        check_images(self.run_dir, self.config, self._record_before, found)
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """What the record says of the data; known once it is built."""
+        assert self._parts is not None, "build() comes first"
+        return self._parts.data.facts
+
+    @property
+    def data_warnings(self) -> list[str]:
+        """What makes accuracies on these images too high, one line each."""
+        from cifar_lab.data.copies import warnings_of
+
+        return [f"{root_of(self.config)}: {line}" for line in warnings_of(self.data_facts)]
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -114,6 +177,7 @@ class Job:
             if rank() == 0:
                 self._take_folder()
                 record = self._open_record()
+                self._warn(record)
             os.environ[RESUME_VARIABLE] = str(self.resume_from or "")
             fit.run(
                 self._parts,
@@ -162,28 +226,31 @@ class Job:
         assert self._parts is not None
         parts = self._parts
         before = self._record_before if self.resume_from is not None else {}
-        dataset = parts.data.dataset
+        start = {
+            "started": now(),
+            "command": command_line(self.overrides),
+            "resumed_from_step": _step_of(self.resume_from),
+            "git": dict(git_state(Path(__file__).parent)),
+            "packages": package_versions(),
+            "device": device_name(parts.trainer),
+            "threads": torch.get_num_threads(),
+            "host": socket.gethostname(),
+        }
+        kept = ("command", "git", "packages", "device", "threads", "host")
         return Record(
             self.run_dir,
             {
-                "command": command_line(self.overrides),
+                **{name: start[name] for name in kept},
                 "overrides": self.overrides,
                 "config_digest": identity.digest(self.config),
                 "config": self.config,
                 "seed": self.config["seed"],
-                "threads": torch.get_num_threads(),
                 "resumed": self.resume_from is not None,
-                "started": before.get("started", now()),
+                "started": before.get("started", start["started"]),
+                # also of one that was killed before its first checkpoint: it may have logged
+                "starts": [*starts_of(self._record_before), start],
                 "tested": None,
-                "git": dict(git_state(Path(__file__).parent)),
-                "packages": package_versions(),
-                "device": device_name(parts.trainer),
-                "data": {
-                    "name": dataset.name,
-                    "layout": dataset.layout,
-                    "digest": dataset.digest,
-                    "official": dataset.official,
-                },
+                "data": self.data_facts,
                 "parameters": sum(p.numel() for p in parts.classifier.network.parameters()),
                 "epochs": 0,
                 "steps": 0,
@@ -192,6 +259,17 @@ class Job:
                 "checkpoints": [],
             },
         )
+
+    def _warn(self, record: Record) -> None:
+        """Says what a reader of the numbers has to know; on standard error and in train.log."""
+        *before, start = record.fields["starts"]
+        others = made_otherwise({"starts": before}, start)
+        if self.resume_from is not None and others:
+            # not refused: a comment may have changed, and hours of work would be lost; every start
+            # is on record
+            log.warning("%s: goes on, though begun with %s", self.run_dir, others)
+        for line in self.data_warnings:
+            log.warning("%s", line)
 
     def _finished(self, record: Record | None) -> int:
         if record is None:
@@ -245,6 +323,17 @@ class Job:
     def _overrides_with_folder(self) -> list[str]:
         kept = [o for o in self.overrides if not o.startswith(("hydra.run.dir=", "resume="))]
         return [*kept, f"hydra.run.dir={self.run_dir}"]
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    """The optimizer steps behind a checkpoint, which has been found whole; 0 without one."""
+    if checkpoint is None:
+        return 0
+    import torch
+
+    # mapped: its tensors are not read
+    found = torch.load(checkpoint, mmap=True, map_location="cpu", weights_only=True)
+    return int(found["global_step"])
 
 
 def run_under_hydra(job: Job) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,44 @@ class SweepFolder:
         if not path.exists():
             write_atomically(path, json.dumps({"schema": SCHEMA, **fields}, indent=2) + "\n")
 
-    def find(self, digest: str, suffix: str) -> tuple[Path, dict[str, Any]] | None:
-        """The job's folder and record of an earlier start, whatever was swept then."""
+    def records(self, digest: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Folder and record of what had run with a configuration of this digest, by name.
+
+        On whichever images, and under whichever name: older versions gave others.
+        """
+        return [(path, record) for path in self._by_digest[digest] if (record := record_of(path))]
+
+    def find(self, digest: str, images: str, suffix: str) -> tuple[Path, dict[str, Any]] | None:
+        """The job's folder and record of an earlier start, whatever was swept then.
+
+        Args:
+            digest: of its configuration.
+            images: the digest of those that it would run on now.
+            suffix: the end of its folder's name.
+        """
+        for path, record in self.records(digest):
+            if images_of(record) == images:
+                return path, record
         for path in sorted(self.path.glob(f"*{suffix}/")):
-            record = record_of(path)
-            if record is None or record.get("config_digest") == digest:
-                return path, record or {}
+            record = record_of(path) or {}
+            # what ended before it had read any images is known by its name
+            if record.get("config_digest", digest) == digest and images_of(record) in (images, ""):
+                return path, record
         return None
+
+    @cached_property
+    def _by_digest(self) -> defaultdict[str, list[Path]]:
+        # read once: a search asks for job after job, and a folder may hold a thousand of them
+        found = defaultdict(list)
+        for path in sorted(self.path.glob("*/")):
+            if (record := record_of(path)) is not None:
+                found[str(record.get("config_digest"))].append(path)
+        return found
+
+
+def images_of(record: Mapping[str, Any]) -> str:
+    """The digest of a run's images; "" where it ended before it had read any."""
+    return str((record.get("data") or {}).get("digest") or "")
 
 
 def record_of(run_dir: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from cifar_lab.sweep.supervisor import SETTLED, SweepJob
 
 def make_job(folder: SweepFolder, point: Point) -> SweepJob:
     """The point's job; raises InputError where another process is running in its folder."""
-    found = folder.find(point.digest, point.suffix)
+    found = folder.find(point.digest, point.images, point.suffix)
     path, record = found or (folder.path / point.folder_name, {})
     wait_until_left(path)
     job = SweepJob(point, path, record=record)
@@ -22,6 +22,6 @@ def make_job(folder: SweepFolder, point: Point) -> SweepJob:
 
 def make_jobs(folder: SweepFolder, points: Sequence[Point]) -> list[SweepJob]:
     """A job for every different point, in order; raises InputError as `make_job`."""
-    different = {point.digest: point for point in reversed(points)}
-    order = dict.fromkeys(point.digest for point in points)
+    different = {point.run_digest: point for point in reversed(points)}
+    order = dict.fromkeys(point.run_digest for point in points)
     return [make_job(folder, different[digest]) for digest in order]

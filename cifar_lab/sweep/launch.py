@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cifar_lab import identity
 from cifar_lab.errors import InputError, Interrupted
-from cifar_lab.record import command_line, now
+from cifar_lab.record import command_line, git_state, made_otherwise, now, package_versions
 from cifar_lab.sweep import process
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.folder import SweepFolder
@@ -17,10 +20,12 @@ from cifar_lab.sweep.jobs import make_jobs
 from cifar_lab.sweep.points import Point, at, compose_point, varying, with_threads
 from cifar_lab.sweep.results import write_report
 from cifar_lab.sweep.supervisor import SETTLED, Slot, Source, Supervisor, SweepJob
-from cifar_lab.sweep.tasks import CHECK, Check, Findings
+from cifar_lab.sweep.tasks import CHECK, OPEN, Check, Findings, Found, Open, data_key
 from cifar_lab.sweep.view import SweepView
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
@@ -78,21 +83,26 @@ def run_grid(
     composer = Composer(loader, master, varying(batch) if swept is None else swept)
     composed = [compose_point(composer, overrides) for overrides in batch]
     folder = SweepFolder(Path(master.hydra.sweep.dir))
-    # before anything is checked: what has ended needs no check, and threads belong to the digest;
+    # before anything is checked: what has ended needs none, and threads belong to the digest;
     # in a new folder as if on a CPU, while the fork server is still importing
     known, on_cpu = folder.threads(), Findings([], "cpu", 1, 1)
     threads = known or _threads(make_slots(on_cpu, master.slots, most=len(batch)))
     points = [with_threads(point, threads) for point in composed]
-    asked = [i for i, p in enumerate(points) if known is None or not _settled(folder, p)]
-    findings = check_points([points[i] for i in asked])
+    images = {} if known is None else _settled(folder, points)
+    asked = [i for i in range(len(points)) if i not in images]
+    findings = check_points([points[i] for i in asked]) if asked else on_cpu
+    images |= zip(asked, findings.images, strict=True)
     slots = make_slots(findings, master.slots, most=len(batch))
     if known is None and threads != _threads(slots):
         threads = _threads(slots)
         points = [with_threads(point, threads) for point in composed]
+    points = [replace(point, images=images[i]) for i, point in enumerate(points)]
     work = {points[i].digest: work for i, work in zip(asked, findings.work, strict=True)}
     with folder.locked():
         folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
         jobs = make_jobs(folder, points)
+        _print_warnings(findings.warnings)
+        _print_made_otherwise(jobs)
         _print_plan(jobs, len(batch), slots, points[0].config["threads"], folder.path)
         view = SweepView(jobs, sweep_dir=folder.path, slots=len(slots), expected=len(jobs))
         return run_jobs(master, folder, jobs, GridSource(jobs, work), slots, view)
@@ -124,8 +134,15 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     slots = make_slots(findings, master.slots, most=settings["n_trials"])
     threads = folder.threads() or _threads(slots)
 
+    images = {data_key(p.config): d for p, d in zip(probes, findings.images, strict=True)}
+
     def make_point(chosen: list[str]) -> Point:
-        return with_threads(compose_point(composer, chosen), threads)
+        point = with_threads(compose_point(composer, chosen), threads)
+        key = data_key(point.config)
+        if key not in images:  # a data group that is searched in an interval
+            with suppress(InputError):  # the job will say it
+                images[key] = check_points([point]).images[0]
+        return replace(point, images=images.get(key, ""))
 
     with folder.locked():
         folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
@@ -133,7 +150,10 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
         study = search.open_study(
             settings, folder, space, probes[0].config["trainer"].get("max_epochs")
         )
+        search.check_study(study, folder, [probe.config for probe in probes], findings.images)
         source = search.StudySource(study, space, settings, folder, make_point, jobs)
+        _print_warnings(findings.warnings)
+        _print_made_otherwise(jobs)
         threads = probes[0].config["threads"] or threads
         _print_plan(jobs, len(jobs), slots, threads, folder.path, wanted=source.n_trials)
         view = SweepView(jobs, sweep_dir=folder.path, slots=len(slots), expected=source.n_trials)
@@ -187,7 +207,11 @@ def check_points(points: Sequence[Point]) -> Findings:
     Raises:
         InputError: names the first point that is wrong, and how many more are.
     """
-    findings = _ask_worker(points) or _ask_worker(points)  # its process may be lost, too
+
+    def request(answer: Connection) -> Check:
+        return Check([point.cfg for point in points], [point.config for point in points], answer)
+
+    findings: Findings | None = _ask_worker(CHECK, request)
     if findings is None:
         raise InputError("the check of the points was killed twice; is there memory enough?")
     if findings.wrong:
@@ -198,22 +222,61 @@ def check_points(points: Sequence[Point]) -> Findings:
     return findings
 
 
-def _ask_worker(points: Sequence[Point]) -> Findings | None:
+def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
+    """By index, the points that have ended, on the images that they would use now: their digest.
+
+    Raises:
+        InputError: a point that has ended would find no images now. They may be others: its result
+            is not given for an answer.
+    """
+    ended: dict[int, list[dict[str, Any]]] = {}
+    for i, point in enumerate(points):
+        records = [record for _, record in folder.records(point.digest)]
+        if data := [r.get("data") or {} for r in records if r.get("status") in SETTLED]:
+            ended[i] = data
+    different = {data_key(points[i].config): points[i] for i in reversed(ended)}
+    opened = dict(zip(different, _open_data(list(different.values())), strict=True))
+    settled = {}
+    for i, data in ended.items():
+        found = opened[data_key(points[i].config)]
+        if found.error is not None:
+            raise InputError(
+                f"{at(points[i].swept, found.error)}; the jobs that have ended can't be compared "
+                f"with that, and their results stay in {folder.path}"
+            )
+        same = (d["digest"] for d in data if identity.same_images(found.digest, d))
+        if (digest := next(same, None)) is not None:
+            settled[i] = digest
+    return settled
+
+
+def _open_data(points: Sequence[Point]) -> list[Found]:
+    def request(answer: Connection) -> Open:
+        return Open([point.cfg for point in points], answer)
+
+    found: list[Found] | None = _ask_worker(OPEN, request) if points else []
+    if found is None:
+        raise InputError("the search for the images was killed twice; is there memory enough?")
+    return found
+
+
+def _ask_worker(target: str, request: Callable[[Connection], Any]) -> Any:
+    """What a worker answers; None where it was lost, and the next one too."""
     from multiprocessing import Pipe
 
-    ours, theirs = Pipe(duplex=False)
-    request = Check([point.cfg for point in points], [point.config for point in points], theirs)
-    worker = process.start(CHECK, request, environment=os.environ, name="check")
-    theirs.close()
-    try:
-        findings: Findings = ours.recv()
-    except EOFError:
-        return None
-    finally:
-        ours.close()
-        process.kill(worker)
-        worker.join()
-    return findings
+    for _ in range(2):
+        ours, theirs = Pipe(duplex=False)
+        worker = process.start(target, request(theirs), environment=os.environ, name="check")
+        theirs.close()
+        try:
+            return ours.recv()
+        except EOFError:
+            continue
+        finally:
+            ours.close()
+            process.kill(worker)
+            worker.join()
+    return None
 
 
 def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list[Slot]:
@@ -237,11 +300,6 @@ def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list
         for _ in range(per_device or 1)
         for place in places
     ][: max(1, most)]
-
-
-def _settled(folder: SweepFolder, point: Point) -> bool:
-    found = folder.find(point.digest, point.suffix)
-    return found is not None and found[1].get("status") in SETTLED
 
 
 def _threads(slots: Sequence[Slot]) -> int:
@@ -271,6 +329,35 @@ def _print_plan(
     devices = ", ".join(dict.fromkeys(slot.name for slot in slots))
     parts += [f"{len(slots)} at a time on {devices}", f"{threads} CPU threads each"]
     print(f"sweep: {'; '.join(parts)}\nfolder: {path}", flush=True)
+
+
+def _print_warnings(lines: Sequence[str]) -> None:
+    sys.stdout.flush()
+    for line in lines:
+        print(f"cifar_lab: {line}", file=sys.stderr, flush=True)
+
+
+def _print_made_otherwise(jobs: Sequence[SweepJob]) -> None:
+    """Says what is taken over, or goes on, and was made with something else than is here."""
+    ended = [job for job in jobs if job.before]
+    begun = [j for j in jobs if not j.before and any(j.run_dir.glob("checkpoints/*.ckpt"))]
+    if not ended and not begun:
+        return
+    here = {"git": git_state(Path(__file__).parents[1]), "packages": package_versions()}
+    lines = []
+    for some, fate, advice in (
+        (
+            ended,
+            "ended before",
+            "; delete their folders or choose another hydra.sweep.dir to run them anew",
+        ),
+        (begun, "go on", ""),
+    ):
+        others = [text for job in some if (text := made_otherwise(job.record, here))]
+        if others:
+            texts = ", or ".join(dict.fromkeys(others))
+            lines.append(f"{len(others)} of the {len(jobs)} jobs {fate}, made with {texts}{advice}")
+    _print_warnings(lines)
 
 
 def _print_failures(jobs: Sequence[SweepJob]) -> bool:

@@ -1,4 +1,4 @@
-"""The points of a sweep: composed, told apart by their digest, named by what was swept."""
+"""The points of a sweep: composed, told apart by their digests, named by what was swept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Point:
         swept: the values that make it this point, by key.
         cfg: composed, with Hydra's node.
         config: resolved, without it.
-        digest: of ``config``, by which a finished run of it is found again.
+        digest: of ``config``; with ``images`` it is what a finished run is found again by.
+        images: the digest of the images that it would run on; "" before they have been looked at.
     """
 
     overrides: tuple[str, ...]
@@ -37,6 +38,7 @@ class Point:
     cfg: DictConfig
     config: dict[str, Any]
     digest: str
+    images: str = ""
 
     @property
     def label(self) -> str:
@@ -46,7 +48,12 @@ class Point:
     @property
     def suffix(self) -> str:
         """The end of its folder's name, whatever else was swept when that was made."""
-        return f"-{self.digest[:_DIGITS]}"
+        return f"-{self.run_digest[:_DIGITS]}"
+
+    @property
+    def run_digest(self) -> str:
+        """What makes it the same run as another point, or as one in a folder."""
+        return identity.run_digest(self.digest, self.images)
 
     @property
     def folder_name(self) -> str:
@@ -84,7 +91,7 @@ def with_threads(point: Point, threads: int) -> Point:
     resolved = config.run_config(cfg)
     kept = [override for override in point.overrides if split(override)[0] != "threads"]
     overrides = (*kept, f"threads={threads}")
-    return Point(overrides, point.swept, cfg, resolved, identity.digest(resolved))
+    return Point(overrides, point.swept, cfg, resolved, identity.digest(resolved), point.images)
 
 
 def varying(batch: Sequence[Sequence[str]]) -> list[str]:

@@ -72,6 +72,7 @@ def _open_data(node: dict[str, object]) -> None:
     data.offline = True
     with spoken():
         DataModule.inherited[source] = data.open()
+    DataModule.inherited[source].numbers  # noqa: B018  # kept in it: no job counts copies anew
 
 
 def _end() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from cifar_lab import identity
 from cifar_lab.errors import InputError
-from cifar_lab.sweep.folder import SweepFolder
+from cifar_lab.sweep.folder import SweepFolder, images_of, record_of
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.space import Space
@@ -21,6 +22,8 @@ PRUNED_ON = "val/acc"
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("hyperband", "asha", "median")
 _JOB, _PLACE = "job", "sweep_dir"
+_CONFIG, _IMAGES = "config", "images"  # of the study: what all trials have in common
+_NONE = object()
 # What a diverged job's objective is where no job has a value yet that could be the worst.
 _WORSE_THAN_ANY = 1e9
 
@@ -88,6 +91,58 @@ def open_study(
         for point in space.grid():
             study.enqueue_trial(point, skip_if_exists=True)
     return study
+
+
+def check_study(
+    study: optuna.Study,
+    folder: SweepFolder,
+    probes: Sequence[Mapping[str, Any]],
+    images: Sequence[str],
+) -> None:
+    """Refuses a study whose trials' values are of something else; a new one is told of what.
+
+    It is found by its name: that says nothing of the images or of what isn't searched.
+
+    Args:
+        study: of this search.
+        folder: the sweep's; a study of an older version is known by the records in it.
+        probes: resolved configurations that take every side of the space.
+        images: the digest of the images of each.
+
+    Raises:
+        InputError: what is not searched, then and now, differs, or the images do.
+    """
+    flat = [{k: v for k, v in identity.flatten(p) if _fixes_a_value(k)} for p in probes]
+    fixed = {k: v for k, v in flat[0].items() if all(p.get(k, _NONE) == v for p in flat)}
+    told = study.user_attrs
+    then = told.get(_CONFIG, {})
+    known = set(told.get(_IMAGES) or _images_of_trials(study, folder))
+    elsewhere = "choose another hydra.sweep.dir or sweep.study for a search of these"
+    differing = [k for k in sorted(fixed) if k in then and then[k] != fixed[k]]
+    if differing:
+        raise InputError(
+            f"sweep.study={study.study_name}: its trials are of another configuration; these "
+            f"differ: {', '.join(f'{k} ({then[k]} there, {fixed[k]} here)' for k in differing)}; "
+            + elsewhere
+        )
+    if gone := sorted(known - set(images)):
+        raise InputError(
+            f"sweep.study={study.study_name}: its trials are on other images (digest "
+            f"{', '.join(digest[:12] for digest in gone)}, here "
+            f"{', '.join(digest[:12] for digest in dict.fromkeys(images))}); " + elsewhere
+        )
+    study.set_user_attr(_CONFIG, fixed)
+    study.set_user_attr(_IMAGES, sorted(known | set(images)))
+
+
+def _fixes_a_value(key: str) -> bool:
+    # each machine of a shared study divides its own cores
+    return key != "threads" and not identity.is_no_identity(key)
+
+
+def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:
+    names = {str(trial.user_attrs.get(_JOB)) for trial in study.get_trials(deepcopy=False)}
+    return {images_of(record_of(folder.path / name) or {}) for name in names} - {""}
 
 
 def _pruner(settings: Mapping[str, Any], max_epochs: int | None) -> optuna.pruners.BasePruner:
@@ -161,7 +216,7 @@ class StudySource:
             else:
                 trial = self._study.ask(dict(self._space.distributions))
             point = self._make_point(self._space.overrides(trial.params))
-            if point.digest in self._at_work:
+            if point.run_digest in self._at_work:
                 # drawn again while the first is still running: there is nothing more to learn
                 self._give_up(trial)
                 continue
@@ -185,7 +240,7 @@ class StudySource:
 
     def ended(self, job: SweepJob) -> None:
         """Tells the study; an interrupted trial stays open for the next start."""
-        self._at_work.discard(job.point.digest)
+        self._at_work.discard(job.point.run_digest)
         trial = self._trials.get(job.run_dir.name)
         if trial is None or job.status == "interrupted":
             return
@@ -232,7 +287,7 @@ class StudySource:
         trial.set_user_attr(_PLACE, str(self._folder.path))
         trial.set_user_attr(_JOB, job.run_dir.name)
         self._trials[job.run_dir.name] = trial
-        self._at_work.add(point.digest)
+        self._at_work.add(point.run_digest)
         if all(other.run_dir != job.run_dir for other in self._jobs):
             self._jobs.append(job)
         return job

@@ -172,7 +172,8 @@ class Supervisor:
         job.attempts += 1
         job.status, job.slot, job.started = "running", slot.name, time.monotonic()
         job.epochs_at_start = int((record_of(job.run_dir) or {}).get("epochs") or 0)
-        task = Task(job.point.cfg, job.point.overrides, job.run_dir)
+        point = job.point
+        task = Task(point.cfg, point.overrides, job.run_dir, point.images)
         worker = process.start(
             RUN_JOB,
             task,

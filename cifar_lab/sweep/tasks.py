@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,7 +12,34 @@ from typing import Any
 from omegaconf import DictConfig
 
 CHECK = "cifar_lab.sweep.worker:check"
+OPEN = "cifar_lab.sweep.worker:open_data"
 RUN_JOB = "cifar_lab.sweep.worker:run_job"
+
+
+def data_key(config: Mapping[str, Any]) -> str:
+    """What points have in common that read the same images: their resolved data group."""
+    return json.dumps(config["data"], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Open:
+    """Points, composed, whose images are to be found, and where the `Found` of each go."""
+
+    cfgs: Sequence[DictConfig]
+    answer: Connection
+
+
+@dataclass(frozen=True)
+class Found:
+    """A point's images.
+
+    Attributes:
+        digest: of them; None: the official ones, not on this machine.
+        error: why there are none, in one line.
+    """
+
+    digest: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,8 @@ class Findings:
         per_job: how many of it the largest point asks for.
         work: of each point, floating-point operations of its network times its epochs; 0 where
             they can't be counted. Empty where a point is wrong.
+        images: the digest of each point's. Empty where a point is wrong.
+        warnings: what makes accuracies on some of these images too high.
     """
 
     wrong: list[tuple[int, str]]
@@ -41,12 +71,15 @@ class Findings:
     devices: int
     per_job: int
     work: list[float] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One job: composed, and the folder it runs in."""
+    """One job: composed, the folder it runs in, and the digest of the images it is to run on."""
 
     cfg: DictConfig
     overrides: tuple[str, ...]
     run_dir: Path
+    images: str

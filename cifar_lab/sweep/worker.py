@@ -18,12 +18,12 @@ from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
 from cifar_lab import checks, config, identity
-from cifar_lab.build import ALONE, build_alone
+from cifar_lab.build import ALONE, build_alone, build_data
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
 from cifar_lab.record import command_line
 from cifar_lab.sweep.folder import close_record
-from cifar_lab.sweep.tasks import Check, Findings, Task
+from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
 
 def check(request: Check) -> int:
@@ -34,6 +34,8 @@ def check(request: Check) -> int:
     wrong: list[tuple[int, str]] = []
     seen: set[tuple[str, str]] = set()
     kinds, per_job = [], 1
+    images: dict[str, str] = {}
+    warnings: dict[str, None] = {}
     for index, (cfg, resolved) in enumerate(zip(request.cfgs, request.configs, strict=True)):
         try:
             trainer = resolved["trainer"]
@@ -43,7 +45,10 @@ def check(request: Check) -> int:
             kinds.append(checks.accelerator(str(trainer.get("accelerator", "auto"))))
             checks.check_across(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
-            _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
+            job = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
+            if job is not None and data_key(resolved) not in images:
+                images[data_key(resolved)] = job.data_facts["digest"]
+                warnings |= dict.fromkeys(job.data_warnings)
             seen |= parts
         except InputError as error:
             wrong.append((index, str(error)))
@@ -51,20 +56,44 @@ def check(request: Check) -> int:
             wrong.append((index, config.first_line(f"{type(error).__name__}: {error}")))
     kind = "cuda" if "cuda" in kinds else kinds[0] if kinds else "cpu"
     count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}[kind]
-    work = [] if wrong else _work(request)
-    request.answer.send(Findings(wrong, kind, count, per_job if kind == "cuda" else 1, work))
+    if kind != "cuda":
+        per_job = 1
+    if wrong:
+        request.answer.send(Findings(wrong, kind, count, per_job))
+        return 0
+    # the first point with a data group has been built with all that belongs to it
+    digests = [images[data_key(resolved)] for resolved in request.configs]
+    work = _work(request)
+    request.answer.send(Findings(wrong, kind, count, per_job, work, digests, list(warnings)))
     return 0
 
 
-def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> None:
-    """Builds the parts of these groups; all of the job, if one of them needs others."""
+def open_data(request: Open) -> int:
+    """Finds the images of points that have run before, and answers with the `Found` of each."""
+    _register()
+    found = []
+    for cfg in request.cfgs:
+        try:
+            data = build_data(cfg).at_hand()
+            found.append(Found() if data is None else Found(digest=data.digest))
+        except InputError as error:
+            found.append(Found(error=str(error)))
+        except Exception as error:
+            found.append(Found(error=config.first_line(f"{type(error).__name__}: {error}")))
+    request.answer.send(found)
+    return 0
+
+
+def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Job | None:
+    """Builds the parts of these groups; all of the job, which is returned, if they need others."""
     if groups <= set(ALONE):
         checks.check_devices(resolved["trainer"], resolved["optimizer"])
         for group in groups:
             build_alone(group, cfg)
-        return
+        return None
     job = Job(cfg, run_dir=Path("unused").absolute(), overrides=[], started=time.perf_counter())
     job.build()
+    return job
 
 
 def _work(request: Check) -> list[float]:
@@ -103,7 +132,13 @@ def run_job(task: Task) -> int:
     """Runs the job as the door would run it alone; what it can't say itself is put on record."""
     started = time.perf_counter()
     _register()
-    job = Job(task.cfg, run_dir=task.run_dir, overrides=list(task.overrides), started=started)
+    job = Job(
+        task.cfg,
+        run_dir=task.run_dir,
+        overrides=list(task.overrides),
+        started=started,
+        images=task.images or None,
+    )
     try:
         if job.finished_before():
             return 0

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from cifar_lab.config import compose_group
+from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 from cifar_lab.sweep.compose import Composer
@@ -132,7 +133,7 @@ def test_the_fork_server_opens_the_data_and_leaves_no_thread_and_cuda_alone(
     expected = make_synthetic(train_size=100, test_size=50, data_seed=0)
     first, second = out.splitlines()
     assert first.split() == ["0", "1", "False"]
-    assert second.startswith(f"{expected.digest} Synthetic ")
+    assert second.startswith(f"{expected.digest} {Synthetic.__module__}.Synthetic ")
     assert "'train_size': 100" in second
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+from cifar_lab.identity import run_digest
 from tests.conftest import TINY, environment, record_of
 from tests.sweep.conftest import SMALL
 
@@ -56,7 +57,7 @@ def test_every_point_runs_in_a_plainly_named_folder_and_repeating_runs_nothing(
     for name, record in first.items():
         assert record["status"] == "finished"
         assert not set("[],=' ") & set(name)
-        assert name.endswith(record["config_digest"][:8])
+        assert name.endswith(run_digest(record["config_digest"], record["data"]["digest"])[:8])
     assert any(name.startswith("num_blocks1.1-lr0.03-") for name in first)
     rows = rows_of(tmp_path / "sweep")
     assert {row["optimizer.lr"] for row in rows} == {"0.01", "0.03"}

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import checks, config
+from cifar_lab import across, checks, config
 from cifar_lab.errors import InputError
 from cifar_lab.targets import locate
 
@@ -57,7 +57,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         torch.set_num_threads(cfg.threads)
     optimizer = build_alone("optimizer", cfg)
     data = build_data(cfg)
-    checks.check_across(resolved)
+    across.check(resolved)
     with spoken():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
@@ -79,6 +79,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
+    across.check_parts(trainer, data)
     return Parts(
         trainer=trainer,
         classifier=classifier,
@@ -149,8 +150,9 @@ def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
 
     refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
     refusals += (MisconfigurationException,)
-    if path == "optimizer":
-        refusals += (RuntimeError,)  # torch's optimizers refuse some settings with it
+    if path in ("optimizer", "trainer"):
+        # torch's optimizers refuse some settings with it, Lightning two callbacks of one kind
+        refusals += (RuntimeError,)
     try:
         return factory(*arguments, **runtime)
     except InputError as error:

@@ -54,6 +54,11 @@ def _check_ranges(config: dict[str, Any]) -> None:
         raise InputError(f"trainer.max_epochs={epochs}: must be at least 1")
     if trainer.get("limit_train_batches") == 0:
         raise InputError("trainer.limit_train_batches=0: must be at least 1 batch (or a fraction)")
+    if trainer.get("limit_test_batches") == 0:
+        raise InputError(
+            "trainer.limit_test_batches=0: must be at least 1 batch (or a fraction), for a run "
+            "ends with its test"
+        )
     threads = config["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
@@ -76,18 +81,6 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
     if missing:
         name = cfg.hydra.runtime.choices.get("sweep")
         raise InputError(f"sweep={name}: sweeps {', '.join(missing)}; it needs -m")
-
-
-def check_across(config: dict[str, Any]) -> None:
-    """Rules between groups that no constructor can see; raises InputError."""
-    for name, callback in config["callbacks"].items() if config["callbacks"] else ():
-        monitor = str(callback.get("monitor", ""))
-        stops = callback["_target_"].endswith("EarlyStopping")
-        if stops and monitor.startswith("val/") and config["data"].get("val_size") == 0:
-            raise InputError(
-                f"callbacks.{name}.monitor={monitor}: nothing is held out with data.val_size=0; "
-                "set data.val_size, or leave the callback out"
-            )
 
 
 def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:

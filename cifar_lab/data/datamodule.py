@@ -31,7 +31,8 @@ class DataModule(LightningDataModule, ABC):
     """The feed that all datasets share.
 
     Attributes:
-        batch_size: images per optimizer step over all devices.
+        batch_size: images of a batch over all devices; an optimizer step takes
+            ``trainer.accumulate_grad_batches`` of them, which is 1 unless it is set.
         val_size: training images held out to select with; stratified; 0 holds out none.
         val_seed: fixes which ones, whatever `seed` is; 0..2**32-1.
         normalization: "channel": the dataset's channel mean and deviation; "half": .5 and .5.

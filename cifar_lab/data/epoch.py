@@ -55,8 +55,11 @@ class EpochLoader(ABC):
     Attributes:
         epoch: from 0.
         position: batches of it that were handed out.
+        share: how the epoch is cut into batches, and which part of each is handed out here.
         blocks: how several batches at a time are handed out, stacked; None: one by one.
     """
+
+    share: Share
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -176,7 +179,7 @@ class Share:
 
     Attributes:
         count: images in the split.
-        batch_size: images per optimizer step over all devices; a multiple of world_size.
+        batch_size: images of a batch over all devices; a multiple of world_size.
         drop_last: drop the short last batch.
         rank: 0..world_size-1.
         world_size: number of training processes.
@@ -205,8 +208,13 @@ class Share:
 
     @property
     def num_batches(self) -> int:
-        """Batches, and optimizer steps, per epoch."""
+        """Batches per epoch."""
         return -(-self.used // self.batch_size)
+
+    def images_of(self, index: int) -> int:
+        """Images of batch number `index` on this rank, and on every other."""
+        left = self.used // self.world_size - index * self.local_batch_size
+        return min(self.local_batch_size, left)
 
     def of(self, per_position: Tensor) -> Tensor:
         """This rank's part of a tensor with one row per position of the epoch, in batch order."""

@@ -17,7 +17,7 @@ from hydra import version
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
-from cifar_lab import checks, config, identity
+from cifar_lab import across, checks, config, identity
 from cifar_lab.build import ALONE, build_alone, build_data
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
@@ -43,7 +43,7 @@ def check(request: Check) -> int:
             if parts - seen:
                 checks.check_resolved(resolved)
             kinds.append(checks.accelerator(str(trainer.get("accelerator", "auto"))))
-            checks.check_across(resolved)
+            across.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
             job = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
             if job is not None and data_key(resolved) not in images:

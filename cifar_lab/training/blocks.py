@@ -68,6 +68,13 @@ def limited(trainer: Trainer, batches: int) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
+def validates_within_epochs(trainer: Trainer) -> bool:
+    """Whether a validation may come before an epoch's last batch."""
+    interval = trainer.val_check_interval
+    at_the_end = isinstance(interval, float) and interval == 1.0  # the integer 1 is one batch
+    return not at_the_end or trainer.check_val_every_n_epoch is None
+
+
 def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
     """Why every step has to be a call of its own."""
     if trainer.world_size > 1:
@@ -78,7 +85,7 @@ def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
         return f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
     if trainer.gradient_clip_val:
         return f"trainer.gradient_clip_val={trainer.gradient_clip_val}"
-    if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch is None:
+    if validates_within_epochs(trainer):
         return f"trainer.val_check_interval={trainer.val_check_interval} validates within epochs"
     callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     for callback in callbacks:

@@ -10,7 +10,7 @@ from cifar_lab import signals
 from cifar_lab.record import Record
 from cifar_lab.training.agreement import agreed, is_time_to_agree
 from cifar_lab.training.blocks import KnowsBlocks
-from cifar_lab.training.checkpoints import Checkpoints, validation_may_follow
+from cifar_lab.training.checkpoints import Checkpoints, can_go_on_after
 from cifar_lab.training.rng import set_rng_state
 from cifar_lab.training.timings import Timings
 
@@ -60,9 +60,10 @@ class RestoreRng(Callback):
 class StopInOrder(Callback, KnowsBlocks):
     """Ends the fit after Ctrl-C or SIGTERM, with a checkpoint of where it stands.
 
-    In training: after the step, except where a validation may follow; there, before the
-    validation, which is repeated. A fit of several processes ends where all of them agree to: every
-    few steps, before a validation and between epochs; it doesn't stop inside a validation or test.
+    In training: after the step (with all the batches that it accumulates), except where a
+    validation may follow; there, before the validation, which is repeated. A fit of several
+    processes ends where all of them agree to: every few steps, before a validation and between
+    epochs; it doesn't stop inside a validation or test.
     """
 
     def __init__(self, *, checkpoints: Checkpoints | None) -> None:
@@ -76,7 +77,7 @@ class StopInOrder(Callback, KnowsBlocks):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves, then raises Interrupted."""
-        if validation_may_follow(trainer, batch_idx) or not is_time_to_agree(trainer, batch_idx):
+        if not can_go_on_after(trainer, batch_idx) or not is_time_to_agree(trainer, batch_idx):
             return
         if self._stop_wanted(trainer):
             if self._checkpoints is not None:

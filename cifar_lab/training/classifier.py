@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
-from cifar_lab.training.blocks import limited, size_of, translate_progress
+from cifar_lab.training.blocks import size_of, translate_progress
 from cifar_lab.training.cuda_graph import WholeStep
+from cifar_lab.training.layout import layout_of, window_weight
 
 
 class Classifier(LightningModule):
@@ -89,7 +90,8 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
         optimizer = self._make_optimizer(self.parameters())
-        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, _fit_steps(self.trainer)))
+        steps = layout_of(self.trainer).steps
+        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, steps))
         if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {
@@ -148,6 +150,12 @@ class Classifier(LightningModule):
             self.manual_backward(loss)
             optimizer.step()
         torch.clear_autocast_cache()  # of casts of the weights, which have changed
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backpropagates; of accumulated batches each image of the optimizer step counts alike."""
+        if self.trainer.accumulate_grad_batches > 1:
+            loss = loss * window_weight(self.trainer)
+        super().backward(loss, *args, **kwargs)
 
     def _step_on_device(self, images: Tensor, labels: Tensor) -> None:
         """`_make_step` for a `WholeStep`: nothing in it may change in Python from step to step."""
@@ -305,21 +313,6 @@ class Classifier(LightningModule):
             f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
             "or trainer.gradient_clip_val=1"
         )
-
-
-def _fit_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the whole fit.
-
-    Not ``trainer.estimated_stepping_batches``: it sets the training loader up before Lightning
-    hands it the position that a checkpoint holds, and a resumed epoch would begin again.
-    """
-    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-    batches = limited(trainer, loader.num_batches)
-    per_epoch = -(-batches // trainer.accumulate_grad_batches)
-    bounds = [trainer.max_steps] if trainer.max_steps > -1 else []
-    if trainer.max_epochs is not None and trainer.max_epochs > -1:
-        bounds.append(trainer.max_epochs * per_epoch)
-    return min(bounds)
 
 
 def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:

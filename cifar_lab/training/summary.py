@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         loss = _number(", loss {:.4f}", metrics, "val/loss")
         yield "validation", f"{percent(accuracy)}{loss}"
     if record.get("epochs") is not None:
-        yield "trained", f"{record['epochs']} epochs{_number(', {:,} steps', record, 'steps')}"
+        yield "trained", f"{record['epochs']} epochs{_steps(record)}"
+    for departure in record.get("departures") or ():
+        yield "not as asked", departure
     if timings.get("fit_s") is not None:
         speed = timings.get("images_per_s")
         took = f"{clock(timings['fit_s'])} in all"
@@ -71,10 +73,23 @@ def describe_data(data: Mapping[str, Any]) -> str:
 
 
 def _tested(record: Mapping[str, Any]) -> str:
+    because, epoch = record.get("tested_because"), record.get("best_epoch")
     if record.get("tested") == "best":
-        epoch = record.get("best_epoch")
-        return f"best checkpoint by validation{f' (epoch {epoch})' if epoch else ''}"
-    return "last epoch (nothing was held out to select with)"
+        details = [f"epoch {epoch}"] if epoch else []
+        return f"best checkpoint by validation{_in_brackets([*details, because])}"
+    return f"last epoch{_in_brackets([because])}"
+
+
+def _in_brackets(details: Iterable[str | None]) -> str:
+    known = ", ".join(detail for detail in details if detail)
+    return f" ({known})" if known else ""
+
+
+def _steps(record: Mapping[str, Any]) -> str:
+    steps, planned = record.get("steps"), record.get("steps_planned")
+    if steps is None or planned in (None, steps):
+        return _number(", {:,} steps", record, "steps")
+    return f", {steps:,} of {planned:,} steps"
 
 
 def _number(pattern: str, values: Mapping[str, Any], key: str) -> str:

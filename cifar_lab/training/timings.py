@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_lab.data.epoch import batches_in, images_in
+from cifar_lab.data.epoch import images_in
 from cifar_lab.training.blocks import KnowsBlocks
 from cifar_lab.training.classifier import Classifier
 
@@ -21,13 +21,14 @@ class Timings(Callback, KnowsBlocks):
 
     ``images_per_s`` is training images over training time, without validation, checkpoints and the
     first 20 steps of the process; ``step_ms`` the same per optimizer step; ``data_wait_ms`` the
-    part of it between two steps. ``fit_s`` adds up over the starts of a run that was continued, and
+    part of it between batches. ``fit_s`` adds up over the starts of a run that was continued, and
     leaves out what a crash threw away; the rates are of the last start that made enough steps.
     """
 
     def __init__(self, *, started: float) -> None:
         self._process_started = started
-        self._steps = 0
+        self._global_step = 0
+        self._steps = 0  # optimizer steps of this process
         self._counted = 0  # of these, the ones after the warm-up
         self._images = 0
         self._train_s = 0.0
@@ -44,6 +45,7 @@ class Timings(Callback, KnowsBlocks):
         """Starts the fit's clock."""
         self._fit_started = time.perf_counter()
         self._world_size = trainer.world_size
+        self._global_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The training clock runs."""
@@ -52,7 +54,7 @@ class Timings(Callback, KnowsBlocks):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the wait since the step before; the clock runs again after a checkpoint."""
+        """Counts the wait since the batch before; the clock runs again after a checkpoint."""
         if self._since is None:
             self._resume_clock()
         if self._batch_ended is not None and self._steps >= WARMUP_STEPS:
@@ -61,13 +63,16 @@ class Timings(Callback, KnowsBlocks):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the step's images once the warm-up is over."""
+        """Counts steps and images once the warm-up is over."""
         counts = self._steps >= WARMUP_STEPS
-        self._steps += batches_in(batch)
+        # a batch is no step where batches are accumulated, and many where they come in blocks
+        made = trainer.global_step - self._global_step
+        self._global_step += made
+        self._steps += made
         if counts:
-            self._counted += batches_in(batch)
+            self._counted += made
             self._images += images_in(batch)
-        elif self._first_step_s is None or self._steps >= WARMUP_STEPS:
+        elif made and (self._first_step_s is None or self._steps >= WARMUP_STEPS):
             _synchronize(pl_module)
             if self._first_step_s is None:
                 self._first_step_s = time.perf_counter() - self._process_started

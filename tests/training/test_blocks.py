@@ -153,6 +153,7 @@ def test_who_looks_at_every_step_is_known(callback: Callback, sees: bool) -> Non
         ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val=1"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2"),
         ("trainer.val_check_interval=0.5", "validates within epochs"),
+        ("trainer.val_check_interval=1", "validates within epochs"),
         ("data.loader=torchvision", "hands out single batches"),
     ],
 )

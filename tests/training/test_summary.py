@@ -56,10 +56,25 @@ def test_a_path_is_never_broken_in_two():
     assert str(RUN) in printed(RECORD, width=20)
 
 
+def test_it_says_why_these_weights_are_tested_and_what_ran_other_than_asked():
+    why = {"tested_because": "lowest val/loss", "best_step": 6336}
+    text = printed({**RECORD, **why, "steps_planned": 7040, "departures": []})
+    assert "best checkpoint by validation (epoch 18, lowest val/loss)" in text
+    assert "20 epochs, 7,040 steps\n" in text
+    last = {"tested": "last", "best_epoch": None, "tested_because": "nothing was held out"}
+    text = printed({**RECORD, **last, "steps_planned": 8000, "departures": ["one", "two"]})
+    assert "last epoch (nothing was held out)" in text
+    assert "20 epochs, 7,040 of 8,000 steps\n" in text
+    assert [line for line in text.splitlines() if line.startswith("not as asked")] == [
+        "not as asked   one",
+        "not as asked   two",
+    ]
+
+
 def test_a_record_of_little_prints_what_it_has():
     text = printed({"metrics": {"test/acc": 0.5}, "tested": "last", "timings": {}})
     assert "50.0 %" in text
-    assert "nothing was held out" in text
+    assert "last epoch\n" in text
     assert "None" not in text
 
 

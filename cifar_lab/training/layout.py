@@ -1,0 +1,227 @@
+"""What the configuration lays out for a fit, and whether that is what ran.
+
+A callback may change anything: the batch, the accumulation, the rates, the end, the weights.
+Lightning's own that do are refused (`cifar_lab.across`); another's is found out here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cifar_lab.data.epoch import EpochLoader
+from cifar_lab.training.blocks import KnowsBlocks, limited
+
+log = logging.getLogger("cifar_lab")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A fit as it is laid out.
+
+    Attributes:
+        steps: optimizer steps of the whole fit.
+        batch_size: images of a batch, over all devices.
+        accumulated: batches whose gradients are averaged for one optimizer step.
+        images_per_step: images of an optimizer step, over all devices; the epoch's last may have
+            fewer.
+    """
+
+    steps: int
+    batch_size: int
+    accumulated: int
+    images_per_step: int
+
+
+def layout_of(trainer: Trainer) -> Layout:
+    """The layout by the trainer's settings and its data's, as they are now."""
+    loader = train_loader(trainer)
+    batches, size = limited(trainer, loader.num_batches), loader.share.batch_size
+    accumulated = trainer.accumulate_grad_batches
+    return Layout(
+        steps=fit_steps(trainer, batches),
+        batch_size=size,
+        accumulated=accumulated,
+        images_per_step=min(size * min(accumulated, batches), loader.share.used),
+    )
+
+
+def fit_steps(trainer: Trainer, batches: int) -> int:
+    """Optimizer steps of the whole fit, given an epoch's batches.
+
+    Not ``trainer.estimated_stepping_batches``: it sets the training loader up before Lightning
+    hands it the position that a checkpoint holds, and a resumed epoch would begin again.
+    """
+    per_epoch = -(-batches // trainer.accumulate_grad_batches)
+    bounds = [trainer.max_steps] if trainer.max_steps > -1 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > -1:
+        bounds.append(trainer.max_epochs * per_epoch)
+    return min(bounds)
+
+
+def train_loader(trainer: Trainer) -> EpochLoader:
+    """The loader that the fit has, or will have."""
+    loader = trainer.train_dataloader
+    if loader is None:
+        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    assert isinstance(loader, EpochLoader)
+    return loader
+
+
+def window_weight(trainer: Trainer) -> float:
+    """The factor on the loss of the batch at hand that makes a step's gradient a mean over images.
+
+    Lightning divides every loss by ``accumulate_grad_batches``, also where an epoch ends with fewer
+    batches, or with one of fewer images. With this factor each of the step's images counts alike.
+    """
+    accumulated, index = trainer.accumulate_grad_batches, trainer.fit_loop.batch_idx
+    share = train_loader(trainer).share
+    first = index - index % accumulated
+    end = min(first + accumulated, int(trainer.num_training_batches))
+    images = sum(share.images_of(other) for other in range(first, end))
+    return accumulated * share.images_of(index) / images
+
+
+class WatchLayout(Callback, KnowsBlocks):
+    """Compares what runs with what was laid out; read once an epoch.
+
+    Comes before all other callbacks, and so sees what they did in the hook before.
+
+    Attributes:
+        planned: by the configuration.
+        ran: by what was seen last; equal to ``planned`` unless something changed it.
+        validated_step: optimizer steps made at the last validation; None before one.
+        departures: one line for each thing that ran other than configured, by what it is about.
+        changed_at_the_end: the weights are no longer those of the last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.planned = self.ran = Layout(0, 0, 0, 0)
+        self.validated_step: int | None = None
+        self.departures: dict[str, str] = {}
+        self.changed_at_the_end = False
+        self._first_lr: float | None = None
+        self._scheduler: Any = None
+        self._validated_norm = self._last_norm = math.nan
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes what is laid out, before another callback has a say."""
+        if stage == "fit":
+            self.planned = self.ran = layout_of(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the schedule."""
+        self._scheduler = trainer.lr_scheduler_configs[0].scheduler
+        if self._first_lr is None and isinstance(self._scheduler, LambdaLR):
+            self._first_lr = float(self._scheduler.base_lrs[0])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes which weights were validated."""
+        if not trainer.sanity_checking:
+            self.validated_step = trainer.global_step
+            self._validated_norm = _norm(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares the epoch before."""
+        if trainer.current_epoch:
+            self._compare(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compares the rate that an epoch begins with: many a callback sets one there."""
+        if batch_idx == 0:
+            lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+            self._compare_lr(lr, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares the last one."""
+        self._compare(trainer, pl_module)
+        self._last_norm = _norm(pl_module)
+
+    def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now, planned = layout_of(trainer), self.planned
+        if now.images_per_step != planned.images_per_step:
+            self.ran = now
+            self._say(
+                "images",
+                f"{now.images_per_step} images per optimizer step instead of "
+                f"{planned.images_per_step}: something changed data.batch_size to "
+                f"{now.batch_size}, or trainer.accumulate_grad_batches to {now.accumulated}",
+            )
+        lr = trainer.callback_metrics.get("lr")
+        if lr is not None:
+            self._compare_lr(float(lr), trainer.global_step - 1)
+        unmoved = self.validated_step == trainer.global_step
+        if unmoved and not _same(self._validated_norm, _norm(pl_module)):
+            self._say(
+                "validated",
+                "the weights were changed after their validation and before the next step: what "
+                "val/... says is of others",
+            )
+
+    def _compare_lr(self, lr: float, step: int) -> None:
+        """Held against the schedule: the rate with which step number ``step``, from 0, is made."""
+        if self._first_lr is None:
+            return
+        planned = self._first_lr * self._scheduler.lr_lambdas[0](step)
+        if not math.isclose(lr, planned, rel_tol=1e-5, abs_tol=1e-12):
+            self._say(
+                "lr",
+                f"the learning rate of step {step + 1} was {lr:.6g} instead of {planned:.6g}: "
+                "something changed what optimizer.lr and the scheduler say",
+            )
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """All departures, once the fit is over: those of its length and last weights too."""
+        if trainer.global_step != self.planned.steps and not trainer.should_stop:
+            self._say(
+                "steps",
+                f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
+                "the learning rates are laid out for",
+            )
+        averages = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if not averages and not _same(self._last_norm, _norm(pl_module)):
+            self.changed_at_the_end = True
+            self._say(
+                "end",
+                "the weights were changed when training was over: what a checkpoint holds is "
+                "tested, and that change is not in one (callbacks=ema tests an average)",
+            )
+        return list(self.departures.values())
+
+    def _say(self, about: str, text: str) -> None:
+        if about not in self.departures:
+            log.warning("not as asked: %s", text)
+            self.departures[about] = text
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later start can't find out."""
+        return {
+            "departures": dict(self.departures),
+            "validated_step": self.validated_step,
+            "first_lr": self._first_lr,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it up."""
+        self.departures = dict(state_dict["departures"])
+        self.validated_step, self._first_lr = state_dict["validated_step"], state_dict["first_lr"]
+
+
+def _norm(module: nn.Module) -> float:
+    # over running statistics too: it changes when one of them does
+    tensors = [t.detach() for t in module.state_dict().values() if t.is_floating_point()]
+    return float(nn.utils.get_total_norm(tensors))
+
+
+def _same(before: float, now: float) -> bool:
+    # the same tensors give the same norm to the bit; NaN: nothing was noted before
+    return math.isnan(before) or before == now

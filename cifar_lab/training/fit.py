@@ -85,12 +85,21 @@ def run(
             # what the record says of the held-out images is of the weights that are tested
             validated = best["run"]["metrics"].items()
             metrics |= {key: value for key, value in validated if key.startswith("val/")}
+
+        def keep(result: dict[str, float]) -> None:
+            metrics.update(result)
+            if record is not None:
+                _write_predictions(run_dir, parts.classifier)
+                _finish_record(record, run_dir, checkpoints, metrics, fitted)
+
+        parts.classifier.keep_result = keep
         trainer.test(parts.classifier, datamodule=data, verbose=False)
+        if "test/acc" not in metrics:  # trainer.limit_test_batches=0
+            keep({})
         metrics.update(metrics_of(trainer))
     if record is not None:
-        _write_predictions(run_dir, parts.classifier)
+        record.update(metrics=metrics)  # with what callbacks have added
         _finish_curves(trainer, metrics, record)
-        _finish_record(record, run_dir, checkpoints, metrics, fitted)
 
 
 def _add_callbacks(

@@ -18,13 +18,15 @@ from cifar_lab.targets import locate
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
+    from torch import nn
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.training.fit import Parts
 
 
-# Groups whose parts are built without any other's.
-ALONE = ("optimizer", "model", "loss", "scheduler")
+# Groups whose parts have nothing else to fit, and those that are tried out together.
+ALONE = ("optimizer", "scheduler")
+FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
 def rank() -> int:
@@ -53,6 +55,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
 
     quiet_libraries()
     kind = checks.check_devices(resolved["trainer"], resolved["optimizer"])
+    checks.check_averages(resolved)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = build_alone("optimizer", cfg)
@@ -62,6 +65,8 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_alone("model", cfg)
+    loss = build_alone("loss", cfg)
+    _try_out(network, loss, cfg, data, kind)
     channels_last = prepare(
         network,
         device=kind,
@@ -72,7 +77,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     data.channels_last = data.channels_last and channels_last
     classifier = Classifier(
         network=network,
-        loss=build_alone("loss", cfg),
+        loss=loss,
         optimizer=optimizer,
         schedule=build_alone("scheduler", cfg),
         config=resolved,
@@ -97,6 +102,36 @@ def build_data(cfg: DictConfig) -> DataModule:
     return data
 
 
+def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
+    """Raises InputError where network, loss, labels and images don't fit together."""
+    from cifar_lab.training.trial import Expected, try_loss, try_network
+
+    expected = Expected(
+        size=data.dataset.train.images.shape[1:],
+        classes=data.augment.num_classes,
+        batch_size=data.batch_size,
+        mixes=data.augment.mixes and data.transform is None,
+        device=kind,
+        precision=str(cfg.trainer.get("precision", "32-true")),
+    )
+    name = f"model._target_={cfg.model['_target_']}"
+    advice = _advice(cfg.model, expected.classes)
+    outputs = try_network(network, expected, name=name, advice=advice)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=expected.mixes, name=name)
+
+
+def _advice(node: DictConfig, classes: int) -> str:
+    import inspect
+
+    if "num_classes" in node:
+        return f"set model.num_classes={classes}"
+    parameters = inspect.signature(locate("model", node["_target_"])).parameters
+    takes = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "num_classes" in parameters
+    return f"add +model.num_classes={classes}" if takes else ""
+
+
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
@@ -115,7 +150,7 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
 
 
 def build_alone(group: str, cfg: DictConfig) -> Any:
-    """Builds the part of a group in `ALONE`; raises InputError as `build` does."""
+    """Builds the part of a group that needs no other's; raises InputError as `build` does."""
     part = _build(group, cfg[group])
     if group == "optimizer":
         import torch

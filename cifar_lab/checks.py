@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from cifar_lab.config import Root, run_config, suggestion
 from cifar_lab.errors import InputError
 from cifar_lab.identity import flatten
-from cifar_lab.targets import check_target, target_nodes
+from cifar_lab.targets import check_target, locate, target_nodes
 
 
 def check(cfg: DictConfig) -> None:
@@ -109,7 +109,31 @@ def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
         )
     _check_precision(str(trainer.get("precision", "32-true")), kind)
     _check_fused(trainer, optimizer, kind)
+    _check_squares(trainer, optimizer)
     return kind
+
+
+def check_averages(config: dict[str, Any]) -> None:
+    """Raises InputError where a callback averages weights that are too coarse for it.
+
+    In bfloat16, which has 8 bits, ``average + 0.01 * (weights - average)`` is ``average`` until the
+    two are a fifth apart.
+    """
+    import inspect
+
+    from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+
+    precision = str(config["trainer"].get("precision", "32-true"))
+    if precision not in ("bf16-true", "16-true"):
+        return
+    for name, node in (config["callbacks"] or {}).items():
+        kind = locate(f"callbacks.{name}", node["_target_"])
+        if inspect.isclass(kind) and issubclass(kind, WeightAveraging | StochasticWeightAveraging):
+            raise InputError(
+                f"callbacks.{name}: averages of weights in half precision stand still; "
+                f"trainer.precision={precision} must be {precision.partition('-')[0]}-mixed or "
+                "32-true with it"
+            )
 
 
 def accelerator(name: str) -> str:
@@ -147,6 +171,31 @@ def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) 
         raise InputError(
             f"optimizer.fused=true: can't be used {what} and trainer.precision=16-mixed; "
             "set optimizer.fused=false"
+        )
+    # the rule of a first step differs then, and which one is the first only the device knows
+    if dampening := optimizer.get("dampening"):
+        raise InputError(
+            f"optimizer.dampening={dampening}: can't be used with optimizer.fused=true and "
+            "trainer.precision=16-mixed; set optimizer.fused=false"
+        )
+
+
+def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    """Refuses squares of gradients in float16: the small ones are 0 there, and are divided by."""
+    import inspect
+
+    from torch import optim
+
+    adaptive: tuple[type[optim.Optimizer], ...] = (
+        *(optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adafactor),
+        *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
+    )
+    kind = locate("optimizer", optimizer["_target_"])
+    half = str(trainer.get("precision", "32-true")) == "16-true"
+    if half and inspect.isclass(kind) and issubclass(kind, adaptive):
+        raise InputError(
+            f"trainer.precision=16-true: {kind.__name__} keeps squares of gradients, for which "
+            "float16 is too coarse; use 16-mixed, bf16-true or optimizer=sgd"
         )
 
 

@@ -281,8 +281,8 @@ class Job:
 
         try:
             print_summary(record.fields, self.run_dir)
-        except (OSError, SystemExit):  # `| head` closed standard output; rich ends the process then
-            log.info("the closing table could not be printed")
+        except (Exception, SystemExit) as error:  # as `| head`, upon which rich ends the process
+            log.info("the closing table could not be printed (%s)", error)
         return 0
 
     def _ended(self, record: Record | None, error: BaseException) -> int:

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cifar_lab.data.checks import check_choice, check_number, check_whole
+from cifar_lab.data.dataset import CLASSES
 from cifar_lab.errors import InputError
-
-NUM_CLASSES = 10
 
 
 class Stage(IntEnum):
@@ -48,7 +47,8 @@ class Transform(ABC):
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """The augmented batch; `draws` is this batch's slice, on the images' device.
 
-        From `Stage.UNIT` on, `images` may be changed in place.
+        From `Stage.UNIT` on, `images` may be changed in place. Labels are (B,) int64, and at
+        `Stage.MIXED` (B, C) float32, the probability of each class.
         """
 
 
@@ -197,10 +197,9 @@ class Mixup(Transform):
         return torch.where(torch.rand(count, generator=generator) < self.p, share, 1.0)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Blends images and label probabilities alike; labels become (B, 10) float32."""
-        probabilities = class_probabilities(labels)
+        """Blends images and label probabilities alike."""
         mixed = torch.lerp(images.roll(1, 0), images, draws.view(-1, 1, 1, 1))
-        return mixed, torch.lerp(probabilities.roll(1, 0), probabilities, draws.view(-1, 1))
+        return mixed, torch.lerp(labels.roll(1, 0), labels, draws.view(-1, 1))
 
 
 @final
@@ -228,12 +227,11 @@ class CutMix(Transform):
         return box.clamp_(0, size)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Pastes the boxes; labels become (B, 10) float32."""
-        probabilities = class_probabilities(labels)
+        """Pastes the boxes, and mixes label probabilities by the area."""
         mixed = torch.where(_box_mask(draws, images), images.roll(1, 0), images)
         area = ((draws[:, 2] - draws[:, 0]) * (draws[:, 3] - draws[:, 1])).float()
         kept = 1 - area.view(-1, 1) / (images.shape[-2] * images.shape[-1])
-        return mixed, torch.lerp(probabilities.roll(1, 0), probabilities, kept)
+        return mixed, torch.lerp(labels.roll(1, 0), labels, kept)
 
 
 @final
@@ -267,6 +265,10 @@ class Pipeline:
     """The named transforms of a training split, in the order of their stages, then of the mapping.
 
     A name whose value is None is left out, so that `augment.transforms.crop=null` works.
+
+    Attributes:
+        mixes: whether labels become (B, num_classes) float32.
+        num_classes: of the dataset, whose `DataModule` sets it where it opens.
     """
 
     def __init__(self, *, transforms: Mapping[str, Transform | None]) -> None:
@@ -279,6 +281,7 @@ class Pipeline:
                 )
         self.transforms: dict[str, Transform] = dict(sorted(chosen, key=lambda c: c[1].stage))
         self.mixes = any(t.stage is Stage.MIXED for t in self.transforms.values())
+        self.num_classes = len(CLASSES)
         self._in_unit_range = any(t.stage is Stage.UNIT for t in self.transforms.values())
 
     def draw(self, count: int, generator: Generator, size: int) -> dict[str, Tensor]:
@@ -303,8 +306,8 @@ class Pipeline:
             memory_format: of the result.
 
         Returns:
-            images (B, 3, H, W) float32 and labels, (B,) int64, or (B, 10) float32 where samples
-            are mixed.
+            images (B, 3, H, W) float32 and labels, (B,) int64, or (B, num_classes) float32 where
+            samples are mixed.
         """
         images, labels = self._stage(Stage.BYTES, images, labels, draws)
         images = images.to(torch.float32, memory_format=memory_format)
@@ -314,6 +317,8 @@ class Pipeline:
         else:
             images = normalization.of_bytes_(images)
         images, labels = self._stage(Stage.NORMALIZED, images, labels, draws)
+        if self.mixes:
+            labels = class_probabilities(labels, self.num_classes)
         return self._stage(Stage.MIXED, images, labels, draws)
 
     def _stage(
@@ -325,12 +330,10 @@ class Pipeline:
         return images, labels
 
 
-def class_probabilities(labels: Tensor) -> Tensor:
-    """(B,) int64 labels as (B, 10) float32 rows that sum to 1; (B, 10) float stays as it is."""
-    if labels.ndim == 2:
-        return labels
+def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:
+    """(B,) int64 labels in 0..num_classes-1 as (B, num_classes) float32 rows of one 1 each."""
     # F.one_hot may look at the labels' values, which on a GPU is a synchronization
-    return (labels[:, None] == torch.arange(NUM_CLASSES, device=labels.device)).float()
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
 
 
 def _box_mask(box: Tensor, images: Tensor) -> Tensor:

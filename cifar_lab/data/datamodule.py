@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.checks import check_choice, check_number, check_path, check_whole
+from cifar_lab.data.classes import class_names
 from cifar_lab.data.copies import count_copies
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
 from cifar_lab.data.epoch import Blocks, EpochLoader, Share
@@ -96,6 +97,7 @@ class DataModule(LightningDataModule, ABC):
         if self._dataset is None:
             dataset = self.inherited.get(self.source) or self._read()
             _check_fit(self, len(dataset.train))
+            self.augment.num_classes = len(class_names(dataset))
             self._dataset = dataset
         return self._dataset
 

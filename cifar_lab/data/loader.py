@@ -64,7 +64,7 @@ class BatchLoader(EpochLoader):
     """Whole-batch loading and augmentation.
 
     Yields images (B, 3, H, W) float32, normalized, and labels, (B,) int64 or, where the pipeline
-    mixes samples, (B, 10) float32; both on `device`. Nothing here waits for a GPU.
+    mixes samples, (B, C) float32; both on `device`. Nothing here waits for a GPU.
 
     Args:
         images: (N, 3, H, W) uint8 of a whole split, on `device` or in pinned memory (see `place`).
@@ -141,7 +141,7 @@ class BatchLoader(EpochLoader):
             count: number of batches; the short last one may not be among them.
 
         Returns:
-            images (count, B, 3, H, W) and labels (count, B) or (count, B, 10).
+            images (count, B, 3, H, W) and labels (count, B) or (count, B, C).
         """
         size = self.share.local_batch_size
         assert (first + count) * size <= len(plan.order)

@@ -18,7 +18,7 @@ from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
 from cifar_lab import across, checks, config, identity
-from cifar_lab.build import ALONE, build_alone, build_data
+from cifar_lab.build import ALONE, FIT_TOGETHER, build_alone, build_data
 from cifar_lab.errors import InputError
 from cifar_lab.job import Job, run_under_hydra
 from cifar_lab.record import command_line
@@ -40,6 +40,9 @@ def check(request: Check) -> int:
         try:
             trainer = resolved["trainer"]
             parts = {(key, json.dumps(node, sort_keys=True)) for key, node in resolved.items()}
+            # two that are fine each with another may not fit each other
+            together = json.dumps([resolved[key] for key in FIT_TOGETHER], sort_keys=True)
+            parts.add((" ".join(FIT_TOGETHER), together))
             if parts - seen:
                 checks.check_resolved(resolved)
             kinds.append(checks.accelerator(str(trainer.get("accelerator", "auto"))))

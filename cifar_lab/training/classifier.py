@@ -20,22 +20,26 @@ from cifar_lab.errors import Diverged
 from cifar_lab.training.blocks import size_of, translate_progress
 from cifar_lab.training.cuda_graph import WholeStep
 from cifar_lab.training.layout import layout_of, window_weight
+from cifar_lab.training.momentum import keep_momentum_defined
 
 
 class Classifier(LightningModule):
-    """Trains, validates and tests ``network``: images (B, 3, 32, 32) -> logits (B, 10).
+    """Trains, validates and tests ``network``: images (B, 3, 32, 32) -> logits (B, C).
 
     Loss and accuracy are summed on the device and read when a split ends, so that nothing within
     an epoch waits for the device. Logged: ``train/loss``, ``train/acc``, ``lr`` (of the epoch's
     last step), ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc``; accuracies are fractions.
+    The loss is computed of logits in float32 or wider, and summed in float64 (float32 on MPS, which
+    has no other), whatever ``trainer.precision`` is.
 
     Attributes:
-        test_logits: (N, 10) float32 on the CPU, after a test; in the order of the loader.
+        test_logits: (N, C) float32 on the CPU, after a test; in the order of the loader.
         test_labels: (N,) int64 on the CPU, likewise.
+        keep_result: called with test/loss and test/acc as soon as they are known.
 
     Args:
         network: any module that maps images to logits.
-        loss: (logits (B, 10), labels (B,) int64 or (B, 10) float) -> scalar mean over the batch.
+        loss: (logits (B, C), labels (B,) int64 or (B, C) float) -> scalar mean over the batch.
         optimizer: given the parameters, makes the optimizer.
         schedule: (steps made, steps of the fit) -> factor on the learning rate.
         config: the run's resolved configuration, kept in checkpoints: plain values only.
@@ -71,9 +75,10 @@ class Classifier(LightningModule):
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 10)
         self.test_labels = torch.empty(0, dtype=torch.int64)
+        self.keep_result: Callable[[dict[str, float]], None] = lambda means: None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 10) of normalized images (B, 3, 32, 32)."""
+        """Logits (B, C) of normalized images (B, 3, 32, 32)."""
         logits: Tensor = self.network(images)
         return logits
 
@@ -90,6 +95,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
         optimizer = self._make_optimizer(self.parameters())
+        keep_momentum_defined(optimizer)
         steps = layout_of(self.trainer).steps
         scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, steps))
         if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
@@ -99,19 +105,37 @@ class Classifier(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_fit_start(self) -> None:
+        """The loss gets its own precision back."""
+        self._widen_loss()
+
+    def on_test_start(self) -> None:
+        """The loss gets its own precision back."""
+        self._widen_loss()
+
+    def _widen_loss(self) -> None:
+        # bf16-true and 16-true convert its class weights with the network; its logits are wider
+        if isinstance(self._loss, nn.Module) and self.dtype in (torch.bfloat16, torch.float16):
+            self._loss.float()
+
     # --- the step ------------------------------------------------------------------------------
 
     def _step(self, batch: Batch, sums: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images)
-        loss = self._loss(logits, labels)
+        wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
+        loss = self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
         with torch.no_grad():
             # mixed labels count as the class that holds the larger share
             classes = labels if labels.ndim == 1 else labels.argmax(1)
             correct = (logits.argmax(1) == classes).sum()
             count = len(classes)
-            # `new_full` and not `new_tensor`: that would copy a number from the CPU at every step
-            sums += torch.stack((loss * count, correct, correct.new_full((), count)))
+            # each in the sums' own type: stacked as they are they would all get the narrowest, and
+            # 387 is 388 in bfloat16. Added one by one, or `new_full` for a number: no copy from
+            # the CPU at a step
+            exact = sums.dtype
+            total = loss.to(exact) * count
+            sums += torch.stack((total, correct.to(exact), total.new_full((), count)))
         return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -179,7 +203,8 @@ class Classifier(LightningModule):
     # --- what is read, once a split --------------------------------------------------------------
 
     def _zeros(self) -> Tensor:
-        # float64 where the device has it: 50,000 additions in float32 lose the sixth digit
+        # float64 where the device has it: 50,000 additions in float32 lose the sixth digit (counts
+        # of images are exact in it up to 16 million)
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros(3, dtype=dtype, device=self.device)
 
@@ -289,10 +314,12 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Logs test/loss and test/acc; the logits move to the CPU at once."""
-        self._log(self._means("test"))
+        means = self._means("test")
         logits, labels = zip(*self._test_outputs, strict=True)
         self.test_logits, self.test_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
         self._test_outputs = []
+        self.keep_result(means)  # before any logger or callback gets to see it, and may fail
+        self._log(means)
 
     # --- divergence ----------------------------------------------------------------------------
 

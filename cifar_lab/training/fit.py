@@ -81,18 +81,28 @@ def run(
         # a fit that was over already logs nothing: its last metrics came with the checkpoint
         metrics: dict[str, float | None] = {**carried, **metrics_of(trainer)}
         metrics |= _put_in_place(parts, checkpoints, watch, run_dir, resume_from)
+        because = _because(data, checkpoints, watch)
+
+        def keep(result: dict[str, float]) -> None:
+            metrics.update(result)
+            if record is not None:
+                _write_predictions(run_dir, parts.classifier)
+                laid_out = {
+                    "tested_because": because,
+                    "steps_planned": watch.planned.steps,
+                    "images_per_step": watch.ran.images_per_step,
+                    "departures": departures,
+                }
+                _finish_record(record, run_dir, checkpoints, metrics, timings=fitted, **laid_out)
+
+        parts.classifier.keep_result = keep
         trainer.test(parts.classifier, datamodule=data, verbose=False)
+        if "test/acc" not in metrics:  # trainer.limit_test_batches=0
+            keep({})
         metrics.update(metrics_of(trainer))
     if record is not None:
-        _write_predictions(run_dir, parts.classifier)
+        record.update(metrics=metrics)  # with what callbacks have added
         _finish_curves(trainer, metrics, record)
-        laid_out = {
-            "tested_because": _because(data, checkpoints, watch),
-            "steps_planned": watch.planned.steps,
-            "images_per_step": watch.ran.images_per_step,
-            "departures": departures,
-        }
-        _finish_record(record, run_dir, checkpoints, metrics, timings=fitted, **laid_out)
 
 
 def _put_in_place(

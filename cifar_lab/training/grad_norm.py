@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -44,7 +45,12 @@ class GradNorm(Callback):
         self._carried = checkpoint.get("grad_norm")
 
     def _last(self, module: nn.Module) -> float | None:
-        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        # in float32 or wider: in bfloat16 a norm has three digits, and float16 ends at 65,504
+        grads = [
+            p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
+            for p in module.parameters()
+            if p.grad is not None
+        ]
         if not grads:  # no step yet: a checkpoint of an epoch's last step was taken up
             return self._carried
         return float(nn.utils.get_total_norm(grads))

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from cifar_lab.training.tensorboard import TensorBoard
+from cifar_lab.training.tensorboard import TensorBoard, decoration
 
 log = logging.getLogger("cifar_lab")
 FILTERS = "model/first_layer_filters"
@@ -43,11 +43,12 @@ class Overview(Callback):
         for board in _boards(trainer):
             if not board.begins:
                 continue
-            board.experiment.add_text("configuration", as_text(pl_module.hparams["config"]), 0)
+            with decoration("the configuration"):
+                board.experiment.add_text("configuration", as_text(pl_module.hparams["config"]), 0)
             _add_filters(board, network, 0)
             if self._graph:
                 _add_graph(board, network)
-            board.save()
+            _save(board)
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,7 +59,7 @@ class Overview(Callback):
         step = max(0, trainer.global_step - 1)
         for board in _boards(trainer):
             _add_filters(board, network, step)
-            board.save()
+            _save(board)
 
 
 def _boards(trainer: Trainer) -> list[TensorBoard]:
@@ -96,8 +97,14 @@ def filter_sheet(network: nn.Module) -> Tensor | None:
 
 
 def _add_filters(board: TensorBoard, network: nn.Module, step: int) -> None:
-    if (sheet := filter_sheet(network)) is not None:
-        board.experiment.add_image(FILTERS, sheet, step)
+    with decoration("the first layer's filters"):
+        if (sheet := filter_sheet(network)) is not None:
+            board.experiment.add_image(FILTERS, sheet, step)
+
+
+def _save(board: TensorBoard) -> None:
+    with decoration("configuration, filters or graph"):
+        board.save()
 
 
 def _add_graph(board: TensorBoard, network: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +14,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_lab.data.dataset import CLASSES
+from cifar_lab.data.classes import class_names
+from cifar_lab.training.tensorboard import decoration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WORST = 36  # six rows of six can still be read on a laptop
+FEW, MANY = 20, 100  # classes whose counts, and whose names, can be read
 _COLUMNS = 6
 _DPI = 110
 # Of a mistake, in the image's own pixels: width and height with its caption, of which caption.
@@ -36,9 +38,10 @@ class Pictures(Callback):
     """Draws the test into TensorBoard; does nothing without one.
 
     Pictures ``test/confusion_matrix``, ``test/per_class_accuracy`` and ``test/worst_mistakes``, and
-    a precision-recall curve per class, ``precision_recall/<class>``.
+    a precision-recall curve per class, ``precision_recall/<class>``. What can't be drawn is left
+    out, and the log says why.
 
-    The module gives ``test_logits`` (N, 10) and ``test_labels`` (N,) after its test epoch, in the
+    The module gives ``test_logits`` (N, C) and ``test_labels`` (N,) after its test epoch, in the
     order of ``trainer.datamodule.dataset.test.images``, of which N may be the first part.
     """
 
@@ -46,31 +49,45 @@ class Pictures(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws; matplotlib is imported here, at the end of the run, and nowhere before."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        logits, labels = pl_module.test_logits, pl_module.test_labels
-        assert isinstance(logits, Tensor)
-        assert isinstance(labels, Tensor)
-        if not boards or not len(labels):
-            return
-        images = trainer.datamodule.dataset.test.images  # type: ignore[attr-defined]
-        matrix = confusion_matrix(logits, labels)
-        figures = {
-            "test/confusion_matrix": draw_confusion_matrix(matrix, CLASSES),
-            "test/per_class_accuracy": draw_per_class_accuracy(matrix, CLASSES),
-            "test/worst_mistakes": draw_worst_mistakes(images, logits, labels, CLASSES),
-        }
-        # the step of the test's own scalars
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        pixels = {name: rendered(figure) for name, figure in figures.items()}
-        for board in boards:
-            for name, picture in pixels.items():
-                board.experiment.add_image(name, picture, step, dataformats="HWC")
-            _add_pr_curves(board, logits, labels, step)
-            board.save()
+        if boards:
+            with decoration("the pictures of the test"):
+                _draw(trainer, pl_module, boards)
 
 
-def _add_pr_curves(board: TensorBoardLogger, logits: Tensor, labels: Tensor, step: int) -> None:
+def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoardLogger]) -> None:
+    logits, labels = module.test_logits, module.test_labels
+    assert isinstance(logits, Tensor)
+    assert isinstance(labels, Tensor)
+    if not len(labels):
+        return
+    dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+    names = class_names(dataset)
+    matrix = confusion_matrix(logits, labels)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "test/confusion_matrix": lambda: draw_confusion_matrix(matrix, names),
+        "test/per_class_accuracy": lambda: draw_per_class_accuracy(matrix, names),
+        "test/worst_mistakes": lambda: draw_worst_mistakes(
+            dataset.test.images, logits, labels, names
+        ),
+    }
+    # the step of the test's own scalars
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for name, draw in drawings.items():
+        with decoration(name):
+            pixels = rendered(draw())
+            for board in boards:
+                board.experiment.add_image(name, pixels, step, dataformats="HWC")
+    for board in boards:
+        with decoration("the precision-recall curves"):
+            _add_pr_curves(board, logits, labels, names, step)
+        board.save()
+
+
+def _add_pr_curves(
+    board: TensorBoardLogger, logits: Tensor, labels: Tensor, names: Sequence[str], step: int
+) -> None:
     probabilities, truth = logits.softmax(1).numpy(), labels.numpy()
-    for index, name in enumerate(CLASSES):
+    for index, name in enumerate(names):
         if (truth == index).any():  # without an image of the class there is no recall
             board.experiment.add_pr_curve(
                 f"precision_recall/{name}", truth == index, probabilities[:, index], step
@@ -95,20 +112,29 @@ def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
 
 
 def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Counts in the cells; the colour is the share of the true class, on a square-root scale."""
+    """Counts in the cells; the colour is the share of the true class, on a square-root scale.
+
+    Beyond `FEW` classes there are no counts, and beyond `MANY` no names: nobody could read them,
+    and of a thousand classes they would take hours to draw.
+    """
     figure, axes = _figure(8.4, 7.6, left=0.14, right=0.98, bottom=0.14, top=0.94)
     share = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     # the square root: confusions of 2% and of 10% have to look different beside a diagonal of 90%
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    for (row, column), count in np.ndenumerate(matrix):
+    cells = np.ndenumerate(matrix) if len(classes) <= FEW else ()
+    for (row, column), count in cells:
         colour = "white" if share[row, column] > 0.3 else "#333333" if count else "#bbbbbb"
         weight = "bold" if row == column else "normal"
         axes.text(
             column, row, f"{count}", ha="center", va="center", color=colour, fontweight=weight
         )
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, classes)
+    if len(classes) <= MANY:
+        ticks = range(len(classes))
+        size = _name_size(len(classes))
+        axes.set_xticks(
+            ticks, classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=size
+        )
+        axes.set_yticks(ticks, classes, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     total, correct = int(matrix.sum()), int(np.trace(matrix))
@@ -119,16 +145,24 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> 
 
 
 def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """A bar per class, best first, the mean as a line; classes without images are left out."""
+    """A bar per class, best first, the mean as a line; classes without images are left out.
+
+    Beyond `FEW` classes the bars have no numbers, and beyond `MANY` no names.
+    """
     figure, axes = _figure(8.0, 4.6, left=0.13, right=0.98, bottom=0.12, top=0.92)
     totals = matrix.sum(axis=1)
     present = [index for index in range(len(classes)) if totals[index]]
     accuracy = {index: 100 * matrix[index, index] / totals[index] for index in present}
     order = sorted(present, key=lambda index: accuracy[index])
     values = [accuracy[index] for index in order]
-    axes.barh([classes[index] for index in order], values, color=_BLUE, height=0.7)
-    for place, value in enumerate(values):
-        axes.text(109, place, f"{value:.1f}", ha="right", va="center")
+    axes.barh(range(len(order)), values, color=_BLUE, height=0.7)
+    axes.set_yticks([])
+    if len(order) <= MANY:
+        names = [classes[index] for index in order]
+        axes.set_yticks(range(len(order)), names, fontsize=_name_size(len(order)))
+    if len(order) <= FEW:
+        for place, value in enumerate(values):
+            axes.text(109, place, f"{value:.1f}", ha="right", va="center")
     mean = 100 * np.trace(matrix) / totals.sum()
     axes.axvline(mean, color=_VERMILION, linewidth=1.5, linestyle="--")
     axes.set_title(f"Accuracy per class (dashed: all images, {mean:.1f} %)")
@@ -220,6 +254,10 @@ def _figure(width: float, height: float, **margins: float) -> tuple[Figure, Axes
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     figure.subplots_adjust(**margins)
     return figure, figure.add_subplot()
+
+
+def _name_size(count: int) -> float:
+    return 10 if count <= FEW else 4  # points; 10 is matplotlib's own
 
 
 def _bare(axes: Axes) -> None:

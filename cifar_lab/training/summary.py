@@ -67,6 +67,8 @@ def describe_data(data: Mapping[str, Any]) -> str:
     """The record's ``data`` in words; says when the bytes are not the official ones."""
     if data.get("name") == "synthetic":
         return "synthetic, drawn by code: no benchmark"
+    if data.get("name", "cifar10") != "cifar10":
+        return f"{data['name']}, from {data.get('layout')}"
     if data.get("official"):
         return "CIFAR-10, the official bytes"
     return f"CIFAR-10 from {data.get('layout')}: not the official bytes"

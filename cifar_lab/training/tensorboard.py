@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from cifar_lab.identity import flatten, is_no_identity
+
+log = logging.getLogger("cifar_lab")
 
 FOLDER = "tensorboard"
 # A run's final values, as ``final/<name>``. The HParams tab shows the first five metrics by name
@@ -35,8 +39,21 @@ _PARTS = {
 }
 
 
+@contextmanager
+def decoration(what: str) -> Iterator[None]:
+    """Around what only shows a run: where it fails, the log says so, and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # whatever a drawing library may raise
+        reason = " ".join(str(error).split())[:200]
+        log.warning("not in TensorBoard: %s (%s: %s)", what, type(error).__name__, reason)
+
+
 class TensorBoard(TensorBoardLogger):
     """Events right below ``<run folder>/tensorboard/``, flushed after each logging call.
+
+    A curve of the fit that can't be written ends the run, as a full disk does everywhere. What is
+    decoration, and all that comes with the test, whose result is on record by then, doesn't.
 
     Args:
         save_dir: the run folder.
@@ -44,6 +61,7 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, *, save_dir: str | Path) -> None:
         super().__init__(str(save_dir), name="", version=FOLDER, default_hp_metric=False)
+        self._fit_is_over = False
 
     @property
     def begins(self) -> bool:
@@ -64,7 +82,9 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Scalars, as TensorBoardLogger writes them; without Lightning's chart of the epoch."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        super().log_metrics(metrics, step)
+        self._fit_is_over |= any(name.startswith("test/") for name in metrics)
+        with self._as_it_matters("the values of the test"):
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_hyperparams(
@@ -81,14 +101,17 @@ class TensorBoard(TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
-        flat = dict(params if isinstance(params, Mapping) else vars(params))
-        # torch takes True for the number 1
-        shown = {key: str(v).lower() if isinstance(v, bool) else v for key, v in flat.items()}
-        _, start, _ = hparams(shown, {})
-        self.experiment._get_file_writer().add_summary(start)
+        experiment = self.experiment
+        with decoration("the hyperparameters"):
+            flat = dict(params if isinstance(params, Mapping) else vars(params))
+            # torch takes True for the number 1
+            shown = {key: str(v).lower() if isinstance(v, bool) else v for key, v in flat.items()}
+            _, start, _ = hparams(shown, {})
+            experiment._get_file_writer().add_summary(start)
         if self.begins:
-            self.experiment.add_custom_scalars(LAYOUT)
-        self.experiment.flush()
+            with decoration("the layout of Custom Scalars"):
+                experiment.add_custom_scalars(LAYOUT)
+        experiment.flush()
 
     @rank_zero_only
     def finish(self, metrics: Mapping[str, float], step: int) -> None:
@@ -101,16 +124,27 @@ class TensorBoard(TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
-        known = {name: metrics[name] for name in RESULTS if metrics.get(name) is not None}
-        self.log_metrics({f"final/{name}": value for name, value in known.items()}, step)
-        *_, end = hparams({}, {})
-        self.experiment._get_file_writer().add_summary(end)
-        self.experiment.flush()
+        with decoration("the final values"):
+            known = {name: metrics[name] for name in RESULTS if metrics.get(name) is not None}
+            self.log_metrics({f"final/{name}": value for name, value in known.items()}, step)
+            *_, end = hparams({}, {})
+            self.experiment._get_file_writer().add_summary(end)
+            self.experiment.flush()
 
     @rank_zero_only
     def save(self) -> None:
         """Flushes; the hyperparameters have a place already, so no hparams.yaml."""
-        self.experiment.flush()
+        with self._as_it_matters("what the test left"):
+            self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes; every curve has been flushed before."""
+        with decoration("what was still to be written"):
+            super().finalize(status)
+
+    def _as_it_matters(self, what: str) -> AbstractContextManager[None]:
+        return decoration(what) if self._fit_is_over else nullcontext()
 
 
 def hparams_of(

@@ -130,7 +130,7 @@ def test_mixup_blends_image_and_label_by_the_same_share() -> None:
     images, labels = some_images().float(), some_labels()
     mixup = Mixup(alpha=0.5, p=1.0)
     share = mixup.draw(16, generator(), 32)
-    mixed, probabilities = mixup.apply(images, labels, share)
+    mixed, probabilities = mixup.apply(images, class_probabilities(labels, 10), share)
     for i in range(16):
         own = float(share[i])
         torch.testing.assert_close(
@@ -145,7 +145,8 @@ def test_cutmix_label_share_is_the_share_of_pixels_pasted() -> None:
     images = torch.arange(64.0).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
     labels = some_labels(64)
     cutmix = CutMix(alpha=1.0, p=1.0)
-    mixed, probabilities = cutmix.apply(images, labels, cutmix.draw(64, generator(), 32))
+    draws = cutmix.draw(64, generator(), 32)
+    mixed, probabilities = cutmix.apply(images, class_probabilities(labels, 10), draws)
     kept = (mixed == images).double().mean((1, 2, 3)).float()
     assert kept.min() < 0.5
     torch.testing.assert_close(probabilities[torch.arange(64), labels], kept)
@@ -154,7 +155,7 @@ def test_cutmix_label_share_is_the_share_of_pixels_pasted() -> None:
 
 @pytest.mark.parametrize("transform", [Mixup(alpha=0.3, p=1.0), CutMix(alpha=1.0, p=1.0)])
 def test_mixing_keeps_label_mass_at_one_however_often(transform: Transform) -> None:
-    images, labels = some_images().float(), some_labels()
+    images, labels = some_images().float(), class_probabilities(some_labels(), 10)
     for seed in range(3):
         images, labels = transform.apply(images, labels, transform.draw(16, generator(seed), 32))
         assert labels.shape == (16, 10)
@@ -164,10 +165,23 @@ def test_mixing_keeps_label_mass_at_one_however_often(transform: Transform) -> N
 
 @pytest.mark.parametrize("transform", [Mixup(alpha=0.3, p=0.0), CutMix(alpha=1.0, p=0.0)])
 def test_mixing_with_probability_zero_is_identity(transform: Transform) -> None:
-    images, labels = some_images().float(), some_labels()
+    images, labels = some_images().float(), class_probabilities(some_labels(), 10)
     mixed, probabilities = transform.apply(images, labels, transform.draw(16, generator(), 32))
     assert torch.equal(mixed, images)
-    assert torch.equal(probabilities, class_probabilities(labels))
+    assert torch.equal(probabilities, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 23])
+def test_every_label_keeps_its_mass_whatever_the_number_of_classes(classes: int) -> None:
+    labels = torch.arange(46) % classes
+    pipeline = everything()
+    pipeline.num_classes = classes
+    draws = pipeline.draw(46, generator(), 32)
+    _, mixed = pipeline.apply(some_images(46), labels, draws, normalization())
+    assert mixed.shape == (46, classes)
+    torch.testing.assert_close(mixed.sum(1), torch.ones(46))
+    share = mixed[torch.arange(46), labels]
+    assert (share > 0).float().mean() > 0.9  # of its own label; a box may cover all of an image
 
 
 def test_flip_is_drawn_with_its_probability() -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
+from cifar_lab.data.dataset import Dataset, Split
 from cifar_lab.training.quiet import quiet_libraries
 
 BATCH = 10
@@ -99,7 +99,10 @@ class ToyData(LightningDataModule):
         super().__init__()
         self.counts = (train, val, test)
         images = np.random.default_rng(0).integers(0, 256, (BATCH * test, 3, 32, 32), np.uint8)
-        self.dataset = SimpleNamespace(test=SimpleNamespace(images=images))
+        split = Split(images=images, labels=(np.arange(len(images)) % 10).astype(np.uint8))
+        self.dataset = Dataset(
+            name="synthetic", layout="toy", official=False, digest="", train=split, test=split
+        )
 
     def train_dataloader(self) -> Batches:
         return Batches(self.counts[0])

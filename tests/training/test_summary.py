@@ -87,6 +87,7 @@ def test_a_record_of_little_prints_what_it_has():
         ),
         ({"name": "cifar10", "layout": "folders", "official": False}, "not the official bytes"),
         ({"name": "synthetic", "layout": "synthetic", "official": False}, "no benchmark"),
+        ({"name": "digits", "layout": "folders", "official": False}, "digits, from folders"),
     ],
 )
 def test_official_and_other_bytes_are_told_apart(data, words):

@@ -1,0 +1,248 @@
+"""Network and loss on two images before a run begins: what doesn't fit is one clear line there.
+
+Nothing of the run is touched: weights, running statistics, modes, gradients and global generators
+are afterwards as they were. It is done on the CPU, before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from cifar_lab.errors import InputError
+
+log = logging.getLogger("cifar_lab")
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_WANTED = "one tensor of logits (images, classes)"
+_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What network and loss have to fit.
+
+    Attributes:
+        size: (3, H, W) of an image.
+        classes: of the dataset.
+        batch_size: of the training batches.
+        mixes: whether the training labels are (B, classes) float32 and not (B,) int64.
+        device: the kind that will train: cuda, mps or cpu.
+        precision: as in ``trainer.precision``.
+    """
+
+    size: tuple[int, ...]
+    classes: int
+    batch_size: int
+    mixes: bool
+    device: str
+    precision: str
+
+
+def try_network(
+    network: nn.Module, expected: Expected, *, name: str, advice: str = ""
+) -> Tensor | None:
+    """What the network gives in evaluation for a few images of noise.
+
+    Args:
+        network: on the CPU.
+        expected: what it has to fit.
+        name: of the network, for messages.
+        advice: what to do about another number of outputs.
+
+    Returns:
+        The outputs, (N, classes); None where it only runs on the device that will train.
+
+    Raises:
+        InputError: nothing in it can be trained; it doesn't take such images; it gives anything but
+            finite logits, one for each class.
+    """
+    if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        raise InputError(f"{name}: has lazy layers; give each its number of inputs")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"{name}: has no parameters to train; use another network")
+    outputs = None
+    for stage in ("training", "evaluation"):
+        try:
+            outputs = _outputs(network, expected, stage)
+        except Exception as error:
+            if expected.device != "cpu" and any(w in str(error).lower() for w in ("cpu", "cuda")):
+                log.debug("%s: not tried out on the CPU: %s", name, error)
+                return None
+            size = "x".join(str(side) for side in expected.size)
+            raise InputError(
+                f"{name}: fails on images of {size} in {stage} ({_reason(error)})"
+            ) from error
+        _check_outputs(outputs, f"{name}: gives", expected.classes, advice, stage)
+    assert isinstance(outputs, Tensor)
+    return outputs.to(torch.float32)
+
+
+def _outputs(network: nn.Module, expected: Expected, stage: str) -> Any:
+    # 64-true, 16-true and bf16-true convert network and images to one type
+    converts = expected.precision.endswith("-true") and not expected.precision.startswith("32")
+    dtype = next(p.dtype for p in network.parameters()) if converts else torch.float32
+
+    def outputs(count: int) -> Any:
+        noise = torch.randn(count, *expected.size, generator=torch.Generator().manual_seed(0))
+        with untouched(network), torch.no_grad():
+            if stage == "evaluation":
+                network.eval()
+            return network(noise.to(dtype))
+
+    try:
+        return outputs(_IMAGES)
+    except Exception:
+        # some networks cut a batch into parts of a fixed number
+        if expected.batch_size == _IMAGES:
+            raise
+        found = outputs(expected.batch_size)
+        return found[:_IMAGES] if isinstance(found, Tensor) and found.ndim else found
+
+
+def _check_outputs(outputs: Any, gives: str, classes: int, advice: str, stage: str) -> None:
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"{gives} a {type(outputs).__name__} in {stage}; it must give {_WANTED}")
+    if outputs.ndim != 2 or len(outputs) != _IMAGES:
+        raise InputError(
+            f"{gives} a tensor {tuple(outputs.shape)} for {_IMAGES} images; it must give {_WANTED}"
+        )
+    if (count := outputs.shape[1]) != classes:
+        advice = advice or "use a network that gives one for each class"
+        raise InputError(f"{gives} {count} outputs, and the data has {classes} classes; {advice}")
+    if not outputs.is_floating_point():
+        raise InputError(f"{gives} {outputs.dtype}; it must give {_WANTED} in floating point")
+    if not bool(torch.isfinite(outputs).all()):
+        raise InputError(f"{gives} NaN or infinite outputs before its first step")
+    if bool((outputs >= 0).all()) and _are_one(outputs.sum(1)):
+        raise InputError(
+            f"{gives} probabilities (0 or more, and 1 in all for each image); it must give "
+            f"{_WANTED}: leave its softmax out"
+        )
+
+
+def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
+    """Holds the loss against outputs and labels of every class.
+
+    Args:
+        loss: (outputs (B, C), labels (B,) int64, or (B, C) float32 where samples are mixed) -> the
+            mean over the batch, a scalar.
+        outputs: (N, C), what the network gives.
+        mixes: whether the training labels are (B, C); validation and test have (B,) all the same.
+        name: of the loss, for messages.
+
+    Raises:
+        InputError: it doesn't take them; it gives anything but a finite scalar that can be
+            differentiated; it is a sum over the batch; it wants log-probabilities and gets logits.
+    """
+    classes = outputs.shape[1]
+    # one row more than there are classes: a loss for other shapes doesn't pass by broadcasting
+    labels = torch.arange(classes + 1) % classes
+    rows = outputs.detach()[torch.arange(classes + 1) % len(outputs)]
+    _try_labels(loss, rows, labels, name, "labels (B,)")
+    if not _are_one(rows.exp().sum(1)) and _falls_without_end(loss, labels, classes):
+        raise InputError(
+            f"{name}: expects log-probabilities, and on logits it falls without end; "
+            "use loss=cross_entropy, or a network that ends in LogSoftmax"
+        )
+    if mixes:
+        mixed = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
+        _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
+
+
+def _try_labels(loss: Loss, rows: Tensor, labels: Tensor, name: str, kind: str) -> None:
+    logits = rows.clone().requires_grad_()
+    try:
+        value = _called(loss, logits, labels)
+        twice = _called(loss, logits.repeat(2, 1), torch.cat([labels, labels]))
+    except Exception as error:
+        raise InputError(f"{name}: does not take logits and {kind} ({_reason(error)})") from error
+    mean = "; set loss.reduction=mean" if hasattr(loss, "reduction") else ""
+    if not isinstance(value, Tensor) or value.ndim:
+        kind = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise InputError(
+            f"{name}: gives {kind}; it must give the mean over the batch, a scalar{mean}"
+        )
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, logits, allow_unused=True)
+    if gradient is None:
+        raise InputError(f"{name}: can't be differentiated by the logits; use loss=cross_entropy")
+    if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+        raise InputError(
+            f"{name}: must be finite for an untrained network, and its gradient too; it is "
+            f"{float(value.detach()):g} for {kind}"
+        )
+    # of a batch that holds everything twice the mean is the same
+    if torch.allclose(twice, 2 * value, rtol=1e-4) and not torch.allclose(twice, value, rtol=1e-2):
+        raise InputError(f"{name}: is the sum over the batch; it must be the mean{mean}")
+
+
+def _falls_without_end(loss: Loss, labels: Tensor, classes: int) -> bool:
+    # where the right logit is large a loss on logits is near its lower bound; -log p has none
+    right = nn.functional.one_hot(labels, classes).float()
+    try:
+        large, larger = (float(_called(loss, scale * right, labels)) for scale in (1e3, 1e6))
+    except Exception:
+        return False  # it is particular about its inputs, and took those of the network
+    return larger < large - 1e3
+
+
+def _called(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    with untouched(loss):
+        return loss(logits, labels)
+
+
+def _are_one(values: Tensor) -> bool:
+    return torch.allclose(values, torch.ones_like(values), atol=1e-3)
+
+
+@contextmanager
+def untouched(part: object) -> Iterator[None]:
+    """Puts buffers, modes and the CPU's global generators back as they were; warnings wait.
+
+    Those come again in the run, if there is one.
+    """
+    module = part if isinstance(part, nn.Module) else nn.Module()
+    modes = [(child, child.training) for child in module.modules()]
+    buffers = [(name, buffer.clone()) for name, buffer in module.named_buffers()]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for child, mode in modes:
+            child.training = mode
+        now = dict(
+            module.named_buffers()
+        )  # by name: a forward pass may put new ones in their place
+        for name, before in buffers:
+            now[name].data = before
+
+
+def _reason(error: Exception) -> str:
+    """The error's first line, and the last place outside of libraries that it went through."""
+    first, *_ = (*str(error).strip().splitlines(), "no reason given")
+    first = first.strip().rstrip(".")
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    place = f", {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}: {first}{place}"

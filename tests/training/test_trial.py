@@ -1,0 +1,313 @@
+"""What doesn't fit is refused before a run begins; what fits is tried without leaving a trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.errors import InputError
+from cifar_lab.model.cnn import CNN
+from cifar_lab.model.resnet import ResNet
+from cifar_lab.training.rng import rng_state
+from cifar_lab.training.trial import Expected, try_loss, try_network
+from tests.conftest import TINY
+
+Lab = Callable[..., tuple[int, str, str]]
+
+
+def expected(**changes: Any) -> Expected:
+    settings: dict[str, Any] = {
+        "size": (3, 32, 32),
+        "classes": 10,
+        "batch_size": 8,
+        "mixes": False,
+        "device": "cpu",
+        "precision": "32-true",
+    }
+    return Expected(**{**settings, **changes})
+
+
+class Linear(nn.Module):
+    """A linear network whose outputs a function changes."""
+
+    def __init__(self, change: Callable[[Tensor], Any] = lambda x: x, outputs: int = 10) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3072, outputs)
+        self.change = change
+
+    def forward(self, images: Tensor) -> Any:
+        return self.change(self.linear(images.flatten(1)))
+
+
+class InTraining(Linear):
+    """Gives auxiliary outputs in training alone, as GoogLeNet does."""
+
+    def forward(self, images: Tensor) -> Any:
+        outputs = super().forward(images)
+        return SimpleNamespace(logits=outputs) if self.training else outputs
+
+
+class Broken(Linear):
+    def forward(self, images: Tensor) -> Any:
+        raise RuntimeError("too small for me\nand more")
+
+
+class Ghost(Linear):
+    """Cuts each batch into four parts, so that two images are too few."""
+
+    def forward(self, images: Tensor) -> Any:
+        parts = images.view(4, -1, *images.shape[1:])
+        return super().forward(parts.flatten(0, 1))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "too many": (
+        lambda: Linear(outputs=1000),
+        "gives 1000 outputs, and the data has 10 classes; x",
+    ),
+    "too few": (lambda: Linear(outputs=7), "gives 7 outputs, and the data has 10 classes; x"),
+    "a tuple": (lambda: Linear(lambda y: (y, y)), "gives a tuple in training; it must give one"),
+    "a tuple in training": (InTraining, "gives a SimpleNamespace in training"),
+    "maps": (lambda: Linear(lambda y: y[..., None, None]), "gives a tensor (2, 10, 1, 1) for 2"),
+    "one row": (lambda: Linear(lambda y: y.mean(0, keepdim=True)), "gives a tensor (1, 10) for 2"),
+    "classes": (lambda: Linear(lambda y: y.argmax(1)), "gives a tensor (2,) for 2 images"),
+    "integers": (lambda: Linear(lambda y: y.long()), "gives torch.int64; it must give one tensor"),
+    "no numbers": (lambda: Linear(lambda y: y / 0), "gives NaN or infinite outputs before its"),
+    "probabilities": (lambda: Linear(lambda y: y.softmax(1)), "leave its softmax out"),
+    "broken": (
+        Broken,
+        "fails on images of 3x32x32 in training (RuntimeError: too small for me, te",
+    ),
+    "nothing to train": (nn.Flatten, "has no parameters to train"),
+    "all frozen": (lambda: Linear().requires_grad_(False), "has no parameters to train"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "has lazy layers"),
+    "another type": (lambda: Linear().double(), "fails on images of 3x32x32 in training"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_network_that_does_not_fit_is_told_in_one_line(kind: str) -> None:
+    make, reason = REFUSED[kind]
+    with pytest.raises(InputError) as refused:
+        try_network(make(), expected(), name="model._target_=Net", advice="x")
+    assert str(refused.value).startswith("model._target_=Net: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def flat(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "cnn": (lambda: CNN(width=4, dropout=0.5), {}),
+    "resnet": (lambda: ResNet(num_blocks=[1, 1], width=4), {}),
+    "three": (lambda: ResNet(num_blocks=[1], width=4, num_classes=3), {"classes": 3}),
+    "log-probabilities": (lambda: Linear(lambda y: y.log_softmax(1)), {}),
+    "parts of a batch": (Ghost, {}),
+    "a script": (
+        lambda: torch.jit.script(flat(nn.BatchNorm1d(3072), nn.Linear(3072, 10))),  # type: ignore[no-untyped-call]
+        {},
+    ),
+    "float64": (lambda: Linear().double(), {"precision": "64-true"}),
+    "bfloat16": (lambda: Linear().bfloat16(), {"precision": "bf16-true"}),
+    "a norm of its own": (lambda: flat(nn.utils.weight_norm(nn.Linear(3072, 10))), {}),
+    "a norm with a state": (lambda: flat(nn.utils.spectral_norm(nn.Linear(3072, 10))), {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls some of these deprecated
+@pytest.mark.parametrize("kind", FITTING)
+def test_a_network_that_fits_is_as_it_was_and_so_are_the_generators(kind: str) -> None:
+    make, changes = FITTING[kind]
+    network = make()
+    list(network.modules())[-1].train(False)  # part of it is meant to stay as it is
+    state, rng = copy.deepcopy(network.state_dict()), rng_state()
+    modes = [module.training for module in network.modules()]
+    outputs = try_network(network, expected(**changes), name="Net")
+    assert outputs is not None
+    assert outputs.shape == (2, changes.get("classes", 10))
+    assert outputs.dtype == torch.float32
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in state.items())
+    assert [module.training for module in network.modules()] == modes
+    assert all(p.grad is None for p in network.parameters())
+    after = rng_state()
+    assert torch.equal(rng.pop("torch"), after.pop("torch"))
+    assert rng == after
+
+
+def test_a_network_for_a_gpu_alone_is_not_judged_on_the_cpu() -> None:
+    def only_there(_: Tensor) -> Tensor:
+        raise NotImplementedError("no kernel for the 'CPU' backend")
+
+    assert try_network(Linear(only_there), expected(device="cuda"), name="Net") is None
+    with pytest.raises(InputError, match="no kernel"):
+        try_network(Linear(only_there), expected(device="cpu"), name="Net")
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+class Weighted(nn.CrossEntropyLoss):
+    """Forgets the classes that are rare in the data."""
+
+    def __init__(self) -> None:
+        super().__init__(weight=torch.arange(10.0))
+
+
+class Counting(nn.Module):
+    """Keeps a count and draws from every generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.cross_entropy(logits + torch.rand(10) / 100, labels)
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    log_share = logits.log_softmax(1).gather(1, labels[:, None])
+    return -((1 - log_share.exp()) ** 2 * log_share).mean()
+
+
+def logits_of(classes: int = 10) -> Tensor:
+    return torch.randn(2, classes, generator=torch.Generator().manual_seed(1))
+
+
+FITS: dict[str, tuple[Any, bool]] = {
+    "cross-entropy": (nn.CrossEntropyLoss(), True),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), True),
+    "weighted": (Weighted(), True),
+    "one class left out": (nn.CrossEntropyLoss(ignore_index=3), False),
+    "hinge": (nn.MultiMarginLoss(), False),
+    "focal": (focal, False),
+    "with a state": (Counting(), True),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_loss_that_fits_passes_and_is_as_it_was(name: str) -> None:
+    loss, mixes = FITS[name]
+    rng = torch.get_rng_state()
+    for outputs in (logits_of(), 50 * logits_of(), torch.zeros(2, 10), logits_of().log_softmax(1)):
+        try_loss(loss, outputs, mixes=mixes, name="Loss")
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not getattr(loss, "calls", torch.zeros(())).any()
+
+
+UNFIT: dict[str, tuple[Any, bool, str]] = {
+    "log-probabilities": (nn.NLLLoss(), False, "expects log-probabilities"),
+    "the same, mixed": (nn.NLLLoss(), True, "expects log-probabilities"),
+    "one label of the mixed": (nn.MultiMarginLoss(), True, "does not take logits and mixed labels"),
+    "probabilities": (nn.BCELoss(), False, "does not take logits and labels (B,)"),
+    "regression": (nn.MSELoss(), False, "does not take logits and labels (B,)"),
+    "regression on mixed": (nn.MSELoss(), True, "does not take logits and labels (B,)"),
+    "many labels": (nn.BCEWithLogitsLoss(), True, "does not take logits and labels (B,)"),
+    "divergence": (nn.KLDivLoss(), False, "does not take logits and labels (B,)"),
+    "counts": (nn.PoissonNLLLoss(), False, "does not take logits and labels (B,)"),
+    "three things": (nn.GaussianNLLLoss(), False, "(TypeError: "),
+    "other classes": (nn.CrossEntropyLoss(weight=torch.ones(9)), False, "does not take"),
+    "a loss an image": (nn.CrossEntropyLoss(reduction="none"), False, "set loss.reduction=mean"),
+    "a sum": (nn.CrossEntropyLoss(reduction="sum"), False, "is the sum over the batch"),
+    "a number": (lambda x, y: 1.0, False, "gives 1.0; it must give the mean"),
+    "no gradient": (lambda x, y: (x.argmax(1) != y).float().mean(), False, "be differentiated"),
+    "no logits in it": (lambda x, y: y.float().mean().requires_grad_(), False, "be differentiated"),
+    "no number": (lambda x, y: (x / 0).mean(), False, "must be finite for an untrained"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("classes", [2, 10, 11])
+def test_a_loss_that_does_not_fit_is_told_in_one_line(name: str, classes: int) -> None:
+    loss, mixes, reason = UNFIT[name]
+    with pytest.raises(InputError) as refused:
+        try_loss(loss, logits_of(classes), mixes=mixes, name="loss._target_=Loss")
+    assert str(refused.value).startswith("loss._target_=Loss: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), nn.CrossEntropyLoss()])
+def test_log_probabilities_are_what_both_of_them_take(loss: Any) -> None:
+    try_loss(loss, logits_of().log_softmax(1), mixes=False, name="Loss")
+
+
+# --- at the door ----------------------------------------------------------------------------------
+
+SMALL = tuple(a for a in TINY if not a.startswith("model"))
+LINES = [
+    (
+        ("model._target_=torchvision.models.resnet18", "~model.width", "~model.dropout"),
+        "model._target_=torchvision.models.resnet18: gives 1000 outputs, and the data has 10 "
+        "classes; add +model.num_classes=10",
+    ),
+    (
+        ("+model.num_classes=12",),
+        "model._target_=cifar_lab.model.cnn.CNN: gives 12 outputs, and the data has 10 classes; "
+        "set model.num_classes=10",
+    ),
+    (
+        ("loss._target_=torch.nn.NLLLoss", "~loss.label_smoothing"),
+        "loss._target_=torch.nn.NLLLoss: expects log-probabilities, and on logits it falls without "
+        "end; use loss=cross_entropy, or a network that ends in LogSoftmax",
+    ),
+    (
+        ("+loss.reduction=sum",),
+        "loss._target_=torch.nn.CrossEntropyLoss: is the sum over the batch; it must be the mean; "
+        "set loss.reduction=mean",
+    ),
+    (
+        ("loss._target_=torch.nn.MultiMarginLoss", "~loss.label_smoothing", "augment=strong"),
+        "loss._target_=torch.nn.MultiMarginLoss: does not take logits and mixed labels (B, C), "
+        "which augment makes (RuntimeError: multi_margin_loss: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), LINES, ids=lambda value: value[0][:40])
+def test_the_door_says_so_before_anything_is_on_disk(
+    lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    small = [a for a in SMALL if not a.startswith("callbacks")]
+    status, out, err = lab(*small, "model.width=4", *arguments, f"hydra.run.dir={tmp_path}/run")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"cifar_lab: {line}"), err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_checks_each_pair_of_network_and_loss(tmp_path: Path) -> None:
+    """Each of them fits with another; together one pair does not."""
+    from cifar_lab import config
+    from cifar_lab.sweep.tasks import Check, Findings
+    from cifar_lab.sweep.worker import check
+
+    networks = ("torch.nn.Sequential", "tests.training.test_trial.LogLinear")
+    losses = ("torch.nn.CrossEntropyLoss", "torch.nn.NLLLoss")
+    chosen = [(a, b) for a in (networks[1], "tests.training.test_trial.Linear") for b in losses]
+    bare = [*SMALL, "~model.width", "~model.dropout", "~loss.label_smoothing"]
+    cfgs = [
+        config.compose([*bare, f"model._target_={network}", f"loss._target_={loss}"])
+        for network, loss in chosen
+    ]
+    found: list[Findings] = []
+    answer: Any = SimpleNamespace(send=found.append)
+    configs = [config.run_config(cfg) for cfg in cfgs]
+    check(Check(cfgs=cfgs, configs=configs, answer=answer))
+    ((index, reason),) = found[0].wrong
+    assert index == 3
+    assert "expects log-probabilities" in reason
+
+
+class LogLinear(Linear):
+    def __init__(self) -> None:
+        super().__init__(lambda y: y.log_softmax(1))

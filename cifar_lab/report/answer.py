@@ -1,14 +1,14 @@
-"""The report's sentences: the verdict, the command, the failures, and what to mind."""
+"""The report's sentences: the verdict, the method, the command, the failures."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 
-from cifar_lab.report.compare import SIGNIFICANT, Ranking
+from cifar_lab.report.compare import Ranking, indistinguishable
 from cifar_lab.report.groups import Group
 from cifar_lab.report.read import Run
-from cifar_lab.report.statistics import Estimate
+from cifar_lab.report.statistics import SIGNIFICANT, Estimate
 
 
 def repeat_command(run: Run) -> str:
@@ -27,25 +27,68 @@ def verdict(ranking: Ranking) -> str:
         return "No run has finished."
     if not ranking.comparisons:
         return "Nothing to compare it with."
-    next_one, count = ranking.comparisons[0], len(ranking.comparisons)
+    next_one = ranking.comparisons[0]
     points = f"{100 * next_one.difference:+.1f} points of test accuracy"
     against = f"Against the next, {next_one.other.label}: {points}"
-    if next_one.p_holm is None:
+    if next_one.p_adjusted is None:
         return f"{against}; no test is possible ({next_one.why})."
-    detail = (
-        f"{'Welch' if next_one.test == 'Welch' else 'exact McNemar'} test, {next_one.why}: "
-        f"p = {p_text(next_one.p_holm)}"
-        + (f" after Holm's correction for {count} comparisons" if count > 1 else "")
-    )
-    if next_one.p_holm >= SIGNIFICANT:
-        return f"{against}. That is not more than noise ({detail})."
-    if next_one.pair is not None:  # says nothing of other seeds, whose mean may point elsewhere
+    name = "Welch's t test" if next_one.test == "Welch" else "exact McNemar test"
+    detail = f"{name}, {next_one.why}: p = {p_text(next_one.p_adjusted)}"
+    if next_one.family > 2:
+        detail += f", corrected for the choice of the best of {next_one.family}"
+    if next_one.pair is not None:
+        # of the configurations nothing: another seed's networks may differ the other way round
+        if next_one.p_adjusted >= SIGNIFICANT:
+            return f"{against}. That is not more than noise ({detail})."
         side = "better" if next_one.pair > 0 else "worse"
         return (
-            f"{against}. Of these two trained networks it is the {side}, beyond noise ({detail})."
+            f"{against}. Of these two trained networks it is the {side}, beyond noise ({detail}); "
+            "whether its configuration is, one run each can't tell: give more seeds."
         )
+    if not next_one.told_apart:
+        return f"{against}. That is not more than noise ({detail})."
     side = "better" if next_one.difference > 0 else "worse, though validation prefers it"
     return f"{against}. It is {side}, beyond noise ({detail})."
+
+
+def alike(ranking: Ranking) -> str:
+    """How many configurations can't be told from the best; empty where there is none other."""
+    if not (count := len(ranking.comparisons)):
+        return ""
+    same = len(indistinguishable(ranking))
+    return f"{same} of the {count} others can't be told from it by these runs."
+
+
+def method(ranking: Ranking) -> str:
+    """Which test compared the configurations, and what it assumes; empty where none did."""
+    tests = {comparison.test for comparison in ranking.comparisons}
+    if "Welch" in tests:
+        return (
+            "Compared by Welch's t test on the test accuracies of the seeds; p is corrected for "
+            "the choice of the best: the share of simulated comparisons of configurations that "
+            "are all alike, the best chosen by its test accuracy, with a difference as clear. "
+            "Assumes independent seeds with about normally distributed accuracies."
+        )
+    if "McNemar" in tests:
+        return (
+            "Compared by McNemar's exact test on the answers of one trained network each, p "
+            "times the number of pairs (Bonferroni). Says nothing of the configurations: "
+            "another seed gives another network."
+        )
+    return ""
+
+
+def selected_note(ranking: Ranking) -> str:
+    """By what the best was chosen, and what that does to its test accuracy."""
+    if not ranking.held_out:
+        return "Selected by test accuracy, because nothing was held out: it is too high by that."
+    text = "Selected by validation accuracy; the test accuracy took no part"
+    if not ranking.comparisons:
+        return f"{text}."
+    return (
+        f"{text}. But a seed that is lucky in validation is so in the test too: of the best of "
+        f"{len(ranking.ranked)}, new seeds are likely to test a little lower."
+    )
 
 
 def p_text(p: float) -> str:
@@ -73,46 +116,3 @@ def failures(groups: Sequence[Group]) -> list[Run]:
     """Runs that ended without a result, with their reason in ``error``."""
     ends = ("failed", "diverged", "interrupted", "pruned")
     return [run for group in groups for run in group.runs if run.status in ends]
-
-
-def notes(groups: Sequence[Group], rankings: Sequence[Ranking]) -> list[str]:
-    """What a careful reader should know before believing the tables."""
-    counted = [run for group in groups for run in group.counted]
-    found = [
-        f"{len(versions)} versions of the code are compared ({', '.join(sorted(versions))})"
-        for versions in [{_code(run) for run in counted}]
-        if len(versions) > 1
-    ]
-    devices = sorted({str(run.record.get("device")) for run in counted})
-    if len(devices) > 1:
-        found.append(f"times are of different devices: {'; '.join(devices)}")
-    if repeated := sum(len(group.repeated) for group in groups):
-        found.append(f"{repeated} finished runs repeat a seed of their configuration: not counted")
-    lost = sum(
-        1 for g in groups if g.counted and any(r.status in ("failed", "diverged") for r in g.runs)
-    )
-    if lost:
-        found.append(
-            f"{lost} configurations have means of the seeds that survived: others failed or "
-            "diverged"
-        )
-    for ranking in rankings:
-        if ranking.ranked and not ranking.held_out:
-            found.append(
-                f"{ranking.data_name}: nothing was held out, so the best is selected by test "
-                "accuracy: its test accuracy is too high by that choice; set data.val_size"
-            )
-        without = [g for g in ranking.unranked if g.counted]
-        if ranking.held_out and without:
-            found.append(
-                f"{ranking.data_name}: {len(without)} configurations held nothing out and are not "
-                "ranked with the others"
-            )
-    return found
-
-
-def _code(run: Run) -> str:
-    git = run.record.get("git")
-    if not isinstance(git, dict) or not git.get("sha"):
-        return "unknown"
-    return str(git["sha"])[:7] + (" with changes" if git.get("dirty") else "")

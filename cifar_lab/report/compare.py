@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 
 from cifar_lab.report.groups import Group
 from cifar_lab.report.read import Run
-from cifar_lab.report.statistics import Estimate, holm, mcnemar, welch
+from cifar_lab.report.statistics import SIGNIFICANT, Estimate, against_best, mcnemar
 
-# Below three seeds a t test has one or two degrees of freedom: it could not see a real difference.
-WELCH_SEEDS = 3
-SIGNIFICANT = 0.05
 # How many configurations, the best first, get a confusion matrix.
 CONFUSIONS = 5
 
@@ -25,9 +22,10 @@ class Comparison:
 
     Attributes:
         difference: of the mean test accuracies, the best's minus the other's (fractions).
-        test: ``Welch``, ``McNemar``, or ``none``.
+        test: ``Welch`` of the configurations, ``McNemar`` of one trained network each, or ``none``.
         p: uncorrected and two-sided; None without a test.
-        p_holm: corrected for all comparisons with the same best.
+        p_adjusted: corrected for the choice of the best.
+        family: how many were compared for that, the best one included.
         why: what was compared, or why nothing could be.
         pair: of the two networks that McNemar's test compared, how many more images the best's has
             right; None without that test. Its sign may differ from that of `difference`.
@@ -36,10 +34,17 @@ class Comparison:
     other: Group
     difference: float
     test: str
-    p: float | None
     why: str
-    p_holm: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    family: int = 0
     pair: int | None = None
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the configurations differ by more than noise: two networks alone never say so."""
+        p = self.p_adjusted
+        return self.test == "Welch" and p is not None and p < SIGNIFICANT
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,15 +103,73 @@ def _rank_one(data: str | None, name: str, groups: list[Group]) -> Ranking:
 
 
 def _compare(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
+    """The first against each other, all by the same test.
+
+    Which one is a matter of how many seeds there are, never of who is best: choosing the test by
+    the result would be a second chance of a false alarm.
+    """
     if len(ranked) < 2:
         return ()
-    answers = _Answers()
-    comparisons = [_one_comparison(ranked[0], other, answers) for other in ranked[1:]]
-    tested = [index for index, one in enumerate(comparisons) if one.p is not None]
-    corrected = holm([comparisons[index].p or 0.0 for index in tested])
-    for index, p in zip(tested, corrected, strict=True):
-        comparisons[index] = replace(comparisons[index], p_holm=p)
+    repeated = sum(len(group.counted) > 1 for group in ranked)
+    return _compare_seeds(ranked) if repeated > 1 else _compare_networks(ranked)
+
+
+def _compare_seeds(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
+    """By Welch's test on the test accuracies of the seeds; one seed alone has no spread."""
+    best, *others = ranked
+    assert best.test is not None
+    tested = [g for g in others if g.test is not None and min(g.test.n, best.test.n) > 1]
+    estimates = [group.test for group in tested if group.test is not None]
+    found = dict(zip(map(id, tested), against_best(best.test, estimates), strict=True))
+    family = 1 + sum(p is not None for p in found.values())
+    comparisons = []
+    for other in others:
+        seeds = f"{len(best.counted)} and {len(other.counted)} seeds"
+        if (p := found.get(id(other))) is None:
+            why = f"no spread between the {seeds}" if id(other) in found else f"only {seeds}"
+            comparisons.append(Comparison(other, _difference(best, other), "none", why))
+            continue
+        why = f"test accuracies of {seeds}"
+        comparisons.append(
+            Comparison(other, _difference(best, other), "Welch", why, p[0], p[1], family)
+        )
     return tuple(comparisons)
+
+
+def _compare_networks(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
+    """By McNemar's test on the answers of one run each: says nothing of another seed."""
+    best, *others = ranked
+    answers = _Answers()
+    found = [_one_run_each(best, other, answers) for other in others]
+    family = 1 + sum(one.p is not None for one in found)
+    # Bonferroni's correction, over all pairs: any of them could have become the best one's
+    pairs = family * (family - 1) / 2
+    return tuple(
+        one if one.p is None else replace(one, p_adjusted=min(1.0, one.p * pairs), family=family)
+        for one in found
+    )
+
+
+def _one_run_each(best: Group, other: Group, answers: _Answers) -> Comparison:
+    difference = _difference(best, other)
+    a, b = _pair(best, other)
+    mine, its = answers.of(a), answers.of(b)
+    if mine is None or its is None or not np.array_equal(mine[0], its[0]):
+        seeds = f"only {len(best.counted)} and {len(other.counted)} seeds"
+        missing = "predictions are missing or of other test images"
+        return Comparison(other, difference, "none", f"{seeds}, and {missing}")
+    p, only_a, only_b = mcnemar(mine[1], its[1])
+    why = (
+        f"one run of each on the same {len(mine[0]):,} test images (seeds {a.seed} and {b.seed}); "
+        f"{only_a} right in the first only, {only_b} in the second only"
+    )
+    return Comparison(other, difference, "McNemar", why, p, pair=only_a - only_b)
+
+
+def _difference(best: Group, other: Group) -> float:
+    assert best.test is not None
+    assert other.test is not None
+    return best.test.mean - other.test.mean
 
 
 class _Answers:
@@ -121,35 +184,6 @@ class _Answers:
             right = None if found is None else (found[0], found[0] == found[1])
             self._known[run.name] = right
         return self._known[run.name]
-
-
-def _one_comparison(best: Group, other: Group, answers: _Answers) -> Comparison:
-    assert best.test is not None
-    assert other.test is not None
-    difference = best.test.mean - other.test.mean
-    ours, theirs = _test_values(best), _test_values(other)
-    few = min(len(ours), len(theirs))
-    seeds = f"{len(ours)} and {len(theirs)} seeds"
-    if few >= WELCH_SEEDS and (p := welch(ours, theirs)) is not None:
-        return Comparison(other, difference, "Welch", p, f"test accuracies of {seeds}")
-    reason = f"only {seeds}" if few < WELCH_SEEDS else "no spread between the seeds"
-    a, b = _pair(best, other)
-    mine, its = answers.of(a), answers.of(b)
-    if mine is not None and its is not None and np.array_equal(mine[0], its[0]):
-        p, only_a, only_b = mcnemar(mine[1], its[1])
-        why = (
-            f"{reason}: one run of each on the same {len(mine[0]):,} test images (seeds {a.seed} "
-            f"and {b.seed}); {only_a} right in the first only, {only_b} in the second only"
-        )
-        return Comparison(other, difference, "McNemar", p, why, pair=only_a - only_b)
-    missing = "predictions are missing or of other test images"
-    if few >= 2 and (p := welch(ours, theirs)) is not None:
-        return Comparison(other, difference, "Welch", p, f"test accuracies of {seeds}; {missing}")
-    return Comparison(other, difference, "none", None, f"{reason}, and {missing}")
-
-
-def _test_values(group: Group) -> list[float]:
-    return [run.test for run in group.counted if run.test is not None]
 
 
 def _pair(best: Group, other: Group) -> tuple[Run, Run]:
@@ -173,11 +207,7 @@ def best_run(ranking: Ranking) -> Run:
 
 def indistinguishable(ranking: Ranking) -> list[Group]:
     """The configurations whose difference to the best is not more than noise, best first."""
-    return [
-        comparison.other
-        for comparison in ranking.comparisons
-        if comparison.p_holm is None or comparison.p_holm >= SIGNIFICANT
-    ]
+    return [c.other for c in ranking.comparisons if not c.told_apart]
 
 
 @dataclass(frozen=True, eq=False)

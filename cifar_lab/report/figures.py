@@ -43,8 +43,8 @@ def draw_all(
     x, lines = axis_keys(keys)
     figures: list[tuple[str, Callable[[], Figure | None]]] = [
         ("learning_curves", lambda: learning_curves(ranking)),
-        ("accuracy_over_key", lambda: accuracy_over_key(ranking, x, lines) if x else None),
-        ("heat_map", lambda: heat_map(ranking, x, lines) if x and lines else None),
+        ("accuracy_over_key", lambda: accuracy_over_key(ranking, keys, x, lines) if x else None),
+        ("heat_map", lambda: heat_map(ranking, keys, x, lines) if x and lines else None),
         ("accuracy_over_time", lambda: trade_off(ranking, "fit_s")),
         ("accuracy_over_parameters", lambda: trade_off(ranking, "parameters")),
         ("seeds", lambda: seeds(ranking)),
@@ -104,7 +104,7 @@ def learning_curves(ranking: Ranking) -> Figure | None:
     return figure
 
 
-def accuracy_over_key(ranking: Ranking, x: Key, lines: Key | None) -> Figure:
+def accuracy_over_key(ranking: Ranking, keys: Sequence[Key], x: Key, lines: Key | None) -> Figure:
     """Accuracy over a numeric key, each run a dot, a line through the means of each second key."""
     if lines and len(lines.levels) > _LEVELS:
         lines = None
@@ -128,13 +128,14 @@ def accuracy_over_key(ranking: Ranking, x: Key, lines: Key | None) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel=x.key, ylabel=title_of(selected_by(ranking)))
+    title = _mean_over(keys, x, lines)
+    axes.set(xlabel=x.key, ylabel=title_of(selected_by(ranking)), title=title)
     if lines:
         figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-def heat_map(ranking: Ranking, x: Key, y: Key) -> Figure | None:
+def heat_map(ranking: Ranking, keys: Sequence[Key], x: Key, y: Key) -> Figure | None:
     """The mean accuracy of the runs at each pair of two keys' values; None if they are many."""
     if max(len(x.levels), len(y.levels)) > _LEVELS:
         return None
@@ -151,7 +152,7 @@ def heat_map(ranking: Ranking, x: Key, y: Key) -> Figure | None:
     _write_cells(axes, grid, "{:.1f}", np.nanmin(grid), np.nanmax(grid))
     axes.set_xticks(range(len(x.levels)), x.levels)
     axes.set_yticks(range(len(y.levels)), y.levels)
-    axes.set(xlabel=x.key, ylabel=y.key)
+    axes.set(xlabel=x.key, ylabel=y.key, title=_mean_over(keys, x, y))
     figure.colorbar(shown, label=title_of(selected_by(ranking)))
     return figure
 
@@ -235,6 +236,12 @@ def _values(ranking: Ranking, group: Group) -> list[float]:
 def _best_of(ranking: Ranking, shown: int = _SHOWN) -> str:
     count = len(ranking.ranked)
     return f"the best {shown} of {count} configurations" if count > shown else ""
+
+
+def _mean_over(keys: Sequence[Key], *shown: Key | None) -> str:
+    """The further keys that a mean spans; empty where there are none."""
+    others = [key.name for key in keys if key not in shown]
+    return _short(f"means over all runs, whatever {', '.join(others)}") if others else ""
 
 
 def _name(group: Group) -> str:

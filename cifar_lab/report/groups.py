@@ -22,9 +22,10 @@ class Key:
 
     Attributes:
         name: short and unambiguous, e.g. ``lr``.
-        levels: every value as text, in order.
+        levels: every value as text, in order; different values never have the same.
         numeric: all values are numbers.
         log: an axis of it is better logarithmic.
+        texts: the level of each value (as JSON).
     """
 
     key: str
@@ -32,6 +33,7 @@ class Key:
     levels: tuple[str, ...]
     numeric: bool
     log: bool
+    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +192,13 @@ def _key(key: str, name: str, groups: Sequence[Group]) -> Key:
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
     ordered = sorted(values.values(), key=_order)
     log = numeric and min(ordered) > 0 and max(ordered) >= 8 * min(ordered)
-    levels = tuple(dict.fromkeys(_shown(key, value) for value in ordered))
-    return Key(key, name, levels, numeric, log)
+    texts = {_text(value): _shown(key, value) for value in ordered}
+    # were two the same, a line or a cell would be a mean over them
+    if len(set(texts.values())) < len(texts):
+        texts = {_text(value): text_of(value, precision=17) for value in ordered}
+    if len(set(texts.values())) < len(texts):  # a number, and the same as a word
+        texts = {text: text for text in texts}
+    return Key(key, name, tuple(texts.values()), numeric, log, texts)
 
 
 def _order(value: Any) -> tuple[Any, ...]:
@@ -204,7 +211,7 @@ def _order(value: Any) -> tuple[Any, ...]:
 
 def level_of(key: Key, group: Group) -> str:
     """The group's value of ``key`` as in ``key.levels``."""
-    return _shown(key.key, group.values[key.key])
+    return key.texts[_text(group.values[key.key])]
 
 
 def _estimate(values: Sequence[float | None]) -> Estimate | None:

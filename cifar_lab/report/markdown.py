@@ -6,10 +6,19 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cifar_lab.report.answer import failures, interval_text, notes, repeat_command, spread_text
+from cifar_lab.report.answer import (
+    alike,
+    failures,
+    interval_text,
+    method,
+    repeat_command,
+    selected_note,
+    spread_text,
+)
 from cifar_lab.report.answer import verdict as verdict_of
 from cifar_lab.report.compare import Ranking, best_run, selected_by
 from cifar_lab.report.groups import Group
+from cifar_lab.report.notes import notes
 from cifar_lab.report.page import TEMPLATES
 from cifar_lab.report.read import Reading
 from cifar_lab.report.tables import rows, status_text
@@ -43,6 +52,9 @@ def render_markdown(
         selected_by=selected_by,
         repeat_command=repeat_command,
         verdict=verdict_of,
+        alike=alike,
+        selected_note=selected_note,
+        method=method,
         spread=spread_text,
         interval=interval_text,
         failures=failures(groups),

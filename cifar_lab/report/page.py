@@ -15,10 +15,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cifar_lab.report.answer import (
+    alike,
     failures,
     interval_text,
-    notes,
+    method,
     repeat_command,
+    selected_note,
     spread_text,
     verdict,
 )
@@ -31,14 +33,9 @@ from cifar_lab.report.axes import (
     scale_of,
     title_of,
 )
-from cifar_lab.report.compare import (
-    Confusion,
-    Ranking,
-    best_run,
-    indistinguishable,
-    selected_by,
-)
+from cifar_lab.report.compare import Confusion, Ranking, best_run, selected_by
 from cifar_lab.report.groups import Group, Key, level_of
+from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reading, Run
 from cifar_lab.report.statistics import Estimate
 from cifar_lab.report.tables import clock, rows, status_text
@@ -91,7 +88,9 @@ def render_page(
         best_run=best_run,
         repeat_command=repeat_command,
         verdict=verdict,
-        alike=indistinguishable,
+        alike=alike,
+        selected_note=selected_note,
+        method=method,
         spread=spread_text,
         interval=interval_text,
         clock=clock,

@@ -49,6 +49,17 @@ class Run:
     record: Mapping[str, Any] = field(repr=False)
     curves: Curves = field(repr=False)
 
+    @property
+    def starts(self) -> tuple[Mapping[str, Any], ...]:
+        """What ran it, as its record's fields of the same names: ``git``, ``packages``, ``device``,
+        ``threads``. More than one where it was continued; those whose work was lost, because a
+        later one began anew, are left out. Records of older versions know the last alone.
+        """
+        starts = self.record.get("starts")
+        known = [s for s in starts if isinstance(s, dict)] if isinstance(starts, list) else []
+        anew = [at for at, start in enumerate(known) if not start.get("resumed_from_step")]
+        return tuple(known[max(anew, default=0) :]) or (self.record,)
+
     def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Test labels and predicted classes, (N,) each in dataset order; None where none lie."""
         try:
@@ -178,6 +189,8 @@ def _selection(
     best = _number(record.get("best_epoch"))
     if record.get("tested") != "best" or best is None or "val/acc" not in curves:
         return last
+    if "starts" in record:
+        return last  # and no row of a curve, which in an epoch validated twice may be another's
     # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]
     return float(of_best[-1]) if of_best.size and np.isfinite(of_best[-1]) else last

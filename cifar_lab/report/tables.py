@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_lab.report.answer import (
+    alike,
     failures,
     interval_text,
-    notes,
+    method,
     p_text,
     repeat_command,
     spread_text,
@@ -23,6 +24,7 @@ from cifar_lab.report.answer import (
 )
 from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
 from cifar_lab.report.groups import Group, Key
+from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reading
 
 _NONE = "–"  # noqa: RUF001  (an en dash)
@@ -60,7 +62,7 @@ def rows(ranking: Ranking) -> list[Row]:
             "test": group.test.mean if group.test else None,
             "time": seconds,
             "parameters": parameters,
-            "p": comparison.p_holm if comparison else None,
+            "p": comparison.p_adjusted if comparison else None,
             "behind": comparison.difference if comparison else None,
             "interval": group.test.low if group.test else None,
         }
@@ -75,8 +77,8 @@ def rows(ranking: Ranking) -> list[Row]:
                 interval=interval_text(group.test),
                 difference=f"{100 * comparison.difference:+.1f}" if comparison else _NONE,
                 p=(
-                    f"{p_text(comparison.p_holm)} ({comparison.test})"
-                    if comparison and comparison.p_holm is not None
+                    f"{p_text(comparison.p_adjusted)} ({comparison.test})"
+                    if comparison and comparison.p_adjusted is not None
                     else _NONE
                 ),
                 time=_NONE if seconds is None else clock(seconds),
@@ -161,7 +163,11 @@ def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
                     record[f"{split} {field}"] = getattr(value, field) if value else None
             if comparison := against.get(id(group)):
                 record |= {"difference": comparison.difference, "test": comparison.test}
-                record |= {"p": comparison.p, "p_holm": comparison.p_holm, "why": comparison.why}
+                record |= {
+                    "p": comparison.p,
+                    "p_adjusted": comparison.p_adjusted,
+                    "why": comparison.why,
+                }
             for name in ("fit_s", "images_per_s", "parameters"):
                 record[name] = group.mean(name)
             records.append(record)
@@ -194,7 +200,7 @@ def _print_ranking(ranking: Ranking, console: Console) -> None:
     )
     table.add_column("", justify="right")
     table.add_column("configuration", overflow="fold")
-    for column in ("n", "validation", "test", "95% interval", "behind", "p (Holm)", "time"):
+    for column in ("n", "validation", "test", "95% interval", "behind", "p (corrected)", "time"):
         table.add_column(column, justify="right")
     shown = rows(ranking)
     for row in shown[:_TERMINAL_ROWS]:
@@ -207,12 +213,15 @@ def _print_ranking(ranking: Ranking, console: Console) -> None:
     if ranking.ranked:
         best = ranking.ranked[0]
         value = selection(ranking, best)
-        lines = (
+        lines = [
             f"best       {best.label}: {selected_by(ranking)} {spread_text(value)}, "
             f"test {spread_text(best.test)}",
             f"           {verdict(ranking)}",
+            f"           {alike(ranking)} {method(ranking)}",
             f"repeat it  {repeat_command(best_run(ranking))}",
-        )
+        ]
+        if not ranking.comparisons:
+            del lines[2]
         for line in lines:  # never cut in two: a command has to be copied whole
             console.print(Text(line), soft_wrap=True)
         console.print()

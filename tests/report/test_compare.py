@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import shlex
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cifar_lab.report.answer import failures, notes, repeat_command, verdict
-from cifar_lab.report.compare import Ranking, best_run, confusions, rank
-from cifar_lab.report.groups import Group, Key, group
+from cifar_lab.report.answer import (
+    alike,
+    failures,
+    method,
+    repeat_command,
+    selected_note,
+    verdict,
+)
+from cifar_lab.report.compare import Ranking, best_run, confusions, indistinguishable, rank
+from cifar_lab.report.groups import Group, Key, group, level_of
+from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reader
-from cifar_lab.report.statistics import holm, mcnemar
+from cifar_lab.report.statistics import against_best, mcnemar
 from tests.report.conftest import config_of, write_run
 
 
@@ -52,6 +61,22 @@ def test_a_configuration_is_named_by_as_few_keys_as_tell_it_apart(tmp_path: Path
     assert groups[0].label == "lr=0.1 num_blocks=[1]"
     assert keys[0].levels == ("0.1", "0.3")
     assert (keys[0].numeric, keys[1].numeric) == (True, False)
+
+
+def test_different_values_never_share_a_level(tmp_path: Path) -> None:
+    # a line or a cell of a chart would be the mean over them
+    rates, targets = (0.10001, 0.100012), ("torch.optim.SGD", "mine.SGD")
+    for number, (lr, target) in enumerate(product(rates, targets)):
+        config = config_of(lr, [1, 1], seed=0)
+        config["optimizer"]["_target_"] = target
+        write_run(tmp_path / str(number), config=config)
+    groups, keys = read_groups(tmp_path)
+    assert {key.key: key.levels for key in keys} == {
+        "optimizer.lr": ("0.10001", "0.100012"),
+        "optimizer._target_": ("mine.SGD", "torch.optim.SGD"),
+    }
+    shown = {tuple(level_of(key, one) for key in keys) for one in groups}
+    assert len(shown) == 4
 
 
 def test_the_same_seed_again_is_counted_once_the_latest(tmp_path: Path) -> None:
@@ -114,40 +139,84 @@ def test_data_sets_are_never_compared_with_each_other(tmp_path: Path) -> None:
     assert all(len(r.ranked) == 1 and not r.comparisons for r in rankings)
 
 
-def test_three_seeds_on_either_side_are_compared_by_welch(tmp_path: Path) -> None:
+def test_two_seeds_and_more_are_compared_by_welch_corrected_for_the_choice(tmp_path: Path) -> None:
     write_seeds(tmp_path, "a", [0.90, 0.91, 0.92], lr=0.1, val=(0.9,))
     write_seeds(tmp_path, "b", [0.80, 0.81, 0.79], lr=0.2, val=(0.8,))
-    write_seeds(tmp_path, "c", [0.90, 0.89, 0.92], lr=0.3, val=(0.7,))
+    write_seeds(tmp_path, "c", [0.90, 0.93], lr=0.3, val=(0.7,))
     ranking = ranking_of(tmp_path)
     assert [c.test for c in ranking.comparisons] == ["Welch", "Welch"]
-    raw = [c.p or 0 for c in ranking.comparisons]
-    assert [c.p_holm for c in ranking.comparisons] == holm(raw)
-    assert raw[0] < 0.01 < 0.5 < raw[1]
-    assert "It is better, beyond noise (Welch" in verdict(ranking)
-    assert "Holm's correction for 2" in verdict(ranking)
+    best, *others = [group.test for group in ranking.ranked]
+    assert best is not None
+    found = against_best(best, [other for other in others if other])
+    assert [(c.p, c.p_adjusted) for c in ranking.comparisons] == found
+    assert [group.label for group in indistinguishable(ranking)] == ["lr=0.3"]
+    assert "It is better, beyond noise (Welch's t test, test accuracies of 3 and 3 seeds: p = " in (
+        verdict(ranking)
+    )
+    assert verdict(ranking).endswith(", corrected for the choice of the best of 3).")
+    assert alike(ranking) == "1 of the 2 others can't be told from it by these runs."
+    assert "independent seeds" in method(ranking)
+    assert "lucky in validation" in selected_note(ranking)
 
 
-def test_few_seeds_are_compared_by_mcnemar_on_runs_of_the_same_seed(tmp_path: Path) -> None:
+def test_single_runs_are_compared_by_mcnemar_on_runs_of_the_same_seed(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     right = {name: random.random(1000) < share for name, share in (("a", 0.9), ("b", 0.7))}
     write_run(tmp_path / "a0", lr=0.1, seed=0, val=(0.9,), predictions=random.random(1000) < 0.5)
     write_run(tmp_path / "a1", lr=0.1, seed=1, val=(0.9,), predictions=right["a"])
     write_run(tmp_path / "b1", lr=0.2, seed=1, val=(0.8,), predictions=right["b"])
-    [comparison] = ranking_of(tmp_path).comparisons
-    assert comparison.test == "McNemar"
-    assert comparison.p == mcnemar(right["a"], right["b"])[0]
-    assert "seeds 1 and 1" in comparison.why
-    assert "two trained networks" in verdict(ranking_of(tmp_path))
+    write_run(tmp_path / "c2", lr=0.3, seed=2, val=(0.7,), predictions=random.random(1000) < 0.8)
+    ranking = ranking_of(tmp_path)
+    first, second = ranking.comparisons
+    assert (first.test, second.test) == ("McNemar", "McNemar")
+    assert first.p == mcnemar(right["a"], right["b"])[0]
+    assert first.p_adjusted == 3 * first.p  # of 3 pairs
+    assert "seeds 1 and 1" in first.why
+    assert "seeds 0 and 2" in second.why
 
 
-def test_without_predictions_two_seeds_go_to_welch_and_one_has_no_test(tmp_path: Path) -> None:
+def test_one_run_each_never_makes_a_configuration_better(tmp_path: Path) -> None:
+    # one seed, with an average of weights: its network is the better one, beyond all doubt
+    random = np.random.default_rng(0)
+    for name, lr, share in (("swa", 0.1, 0.9), ("b", 0.2, 0.7), ("c", 0.3, 0.7)):
+        right = random.random(2000) < share
+        test = float(right.mean())
+        write_run(tmp_path / name, lr=lr, val=(test,), test=test, predictions=right)
+    ranking = ranking_of(tmp_path)
+    assert max(c.p_adjusted or 1 for c in ranking.comparisons) < 1e-6
+    assert "Of these two trained networks it is the better, beyond noise" in verdict(ranking)
+    assert verdict(ranking).endswith("one run each can't tell: give more seeds.")
+    assert len(indistinguishable(ranking)) == 2
+    assert alike(ranking) == "2 of the 2 others can't be told from it by these runs."
+    assert "Says nothing of the configurations" in method(ranking)
+
+
+def test_one_seed_among_repeated_ones_is_not_tested(tmp_path: Path) -> None:
+    # by another test it would be a second chance of a false alarm
     write_seeds(tmp_path, "a", [0.90, 0.91], lr=0.1, val=(0.9,))
     write_seeds(tmp_path, "b", [0.80, 0.82], lr=0.2, val=(0.8,))
-    write_seeds(tmp_path, "c", [0.70], lr=0.3, val=(0.7,))
+    write_seeds(tmp_path, "c", [0.70], lr=0.3, val=(0.7,), predictions=np.ones(100, bool))
     first, second = ranking_of(tmp_path).comparisons
     assert (first.test, second.test) == ("Welch", "none")
-    assert second.p_holm is None
-    assert first.p_holm == first.p  # what wasn't tested is no comparison to correct for
+    assert second.p_adjusted is None
+    assert second.why == "only 2 and 1 seeds"
+    assert first.p_adjusted == first.p  # what wasn't tested is no comparison to correct for
+
+
+def test_a_best_of_one_seed_among_repeated_ones_is_said_to_be_untested(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "a", [0.95], lr=0.1, val=(0.9,), predictions=np.ones(100, bool))
+    write_seeds(tmp_path, "b", [0.80, 0.82], lr=0.2, val=(0.8,))
+    write_seeds(tmp_path, "c", [0.70, 0.71], lr=0.3, val=(0.7,))
+    ranking = ranking_of(tmp_path)
+    assert verdict(ranking).endswith("no test is possible (only 1 and 2 seeds).")
+    assert method(ranking) == ""
+
+
+def test_seeds_without_any_spread_are_not_tested(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "a", [0.9, 0.9], lr=0.1, val=(0.9,))
+    write_seeds(tmp_path, "b", [0.1, 0.1], lr=0.2, val=(0.1,))
+    ranking = ranking_of(tmp_path)
+    assert verdict(ranking).endswith("no test is possible (no spread between the 2 and 2 seeds).")
 
 
 def test_other_test_images_are_not_paired(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_it_says_what_is_best_and_how_to_repeat_it(opened: Open, real_page: Path
     best = page.locator("#best article").first.inner_text()
     assert "python -m cifar_lab data=synthetic" in best
     assert "Selected by validation accuracy" in best
-    assert "McNemar" in best  # two seeds are few
+    assert "Welch" in best
+    assert "others can't be told from it" in best
     assert "diverged" in page.locator("#failures").inner_text()
 
 
@@ -214,6 +215,7 @@ def test_accuracy_over_a_key_and_the_map_follow_what_is_chosen(
     assert page.evaluate('document.getElementById("line-chart").layout.xaxis.type') == "log"
     page.locator("#line-by").select_option("-1")
     assert [line["name"] for line in lines(page, "line-chart") if line["name"]] == ["mean"]
+    assert "over all runs with whatever num_blocks." in page.locator("#line-note").inner_text()
     page.locator("#heat-x").select_option("1")
     page.locator("#heat-y").select_option("0")
     titles = page.evaluate(
@@ -224,6 +226,22 @@ def test_accuracy_over_a_key_and_the_map_follow_what_is_chosen(
     page.locator("#accuracy").select_option("test")
     layout = 'document.getElementById("line-chart").layout.yaxis.title.text'
     assert page.evaluate(layout) == "test accuracy (%)"
+
+
+def test_a_mean_says_of_how_many_it_is(opened: Open, tmp_path: Path) -> None:
+    write_run(tmp_path / "short", seed=0, val=(0.2, 0.3))
+    write_run(tmp_path / "long", seed=1, val=(0.2, 0.3, 0.4))
+    write_run(tmp_path / "again", seed=1, val=(0.9, 0.9, 0.9), ended="2025-01-01")
+    write_run(tmp_path / "failed", seed=2, val=(0.1, 0.1), status="failed", test=None)
+    page = opened(write_report(tmp_path) / "report.html")
+    [counts] = page.evaluate(
+        """document.getElementById("curve-chart").data
+            .filter((t) => t.hoverinfo !== "skip").map((t) => [...t.text])"""
+    )
+    assert counts == ["2", "2", "1"]  # neither the failed one nor the repeated one
+    [line] = lines(page)
+    assert line["y"] == pytest.approx([20, 30, 40])
+    assert "of different lengths" in page.locator("#best").inner_text()
 
 
 def test_text_from_runs_is_never_markup(opened: Open, tmp_path: Path) -> None:

@@ -26,6 +26,17 @@ def test_the_validation_accuracy_is_that_of_the_weights_that_were_tested(tmp_pat
     assert (best.selection, last.selection) == (0.5, 0.4)
 
 
+def test_what_a_record_of_today_says_of_the_tested_weights_is_believed(tmp_path: Path) -> None:
+    # validated twice in its second epoch, and the first time was the better one
+    rows = "1,15,0.6,\n1,19,0.4,\n2,29,0.5,\n"
+    folder = write_run(
+        tmp_path / "run", val=(0.3, 0.4, 0.5), best_epoch=2, starts=[], metrics={"val/acc": 0.6}
+    )
+    (folder / "metrics.csv").write_text(f"epoch,step,val/acc,val/loss\n0,9,0.3,\n{rows}")
+    [run] = Reader(tmp_path).read().runs
+    assert run.selection == 0.6
+
+
 def test_curves_have_a_value_an_epoch_and_nothing_of_the_test(tmp_path: Path) -> None:
     write_run(tmp_path / "run", val=(0.3, 0.5))
     [run] = Reader(tmp_path).read().runs

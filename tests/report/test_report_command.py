@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from cifar_lab.report.groups import group
 from cifar_lab.report.read import Reader
 from cifar_lab.report.write import write_report
 from tests.conftest import environment, record_of
-from tests.report.conftest import rows_of, write_run
+from tests.report.conftest import config_of, rows_of, write_run
 
 FIGURES = {"learning_curves", "accuracy_over_key", "heat_map", "accuracy_over_time", "seeds"}
 
@@ -48,6 +49,17 @@ def test_it_writes_all_of_it_below_the_path_and_says_where(
     markdown = (out / "report.md").read_text()
     assert "![seeds](figures/seeds.png)" in markdown
     assert "OSError: no" in markdown
+
+
+def test_a_figure_says_over_which_other_keys_it_takes_means(tmp_path: Path) -> None:
+    for number, (lr, blocks, decay) in enumerate(product((0.1, 0.2), ((1,), (2,)), (0.0, 0.1))):
+        config = config_of(lr, blocks, seed=0)
+        config["optimizer"]["weight_decay"] = decay
+        write_run(tmp_path / "runs" / str(number), config=config)
+    out = write_report(tmp_path / "runs")
+    for name in ("accuracy_over_key", "heat_map"):
+        svg = (out / "figures" / f"{name}.svg").read_text()
+        assert "means over all runs, whatever weight_decay" in svg
 
 
 def test_the_report_of_a_report_is_the_same(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cifar_lab.report.statistics import estimate, holm, mcnemar, pareto_front, welch
+from cifar_lab.report.statistics import (
+    DRAWS,
+    SIGNIFICANT,
+    Estimate,
+    against_best,
+    estimate,
+    mcnemar,
+    pareto_front,
+    welch,
+)
 
 ACCURACIES = [0.931, 0.934, 0.929, 0.938, 0.933]
 
@@ -45,20 +54,21 @@ def test_welch_equals_its_formula() -> None:
     va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 3
     freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)
     t = (np.mean(a) - np.mean(b)) / math.sqrt(va + vb)
-    assert welch(a, b) == pytest.approx(2 * stats.t.sf(abs(t), freedom))
+    assert welch(estimate(a), estimate(b)) == pytest.approx(2 * stats.t.sf(abs(t), freedom))
 
 
 def test_welch_calls_equal_means_different_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     draws = [
-        (random.normal(0, 1, 5).tolist(), random.normal(0, 3, 4).tolist()) for _ in range(2000)
+        (estimate(random.normal(0, 1, 5).tolist()), estimate(random.normal(0, 3, 4).tolist()))
+        for _ in range(2000)
     ]
     share = sum((welch(a, b) or 0) < 0.05 for a, b in draws) / 2000
     assert 0.03 <= share <= 0.07
 
 
 def test_welch_without_any_spread_has_no_answer() -> None:
-    assert welch([0.5, 0.5, 0.5], [0.4, 0.4, 0.4]) is None
+    assert welch(estimate([0.5, 0.5, 0.5]), estimate([0.4, 0.4, 0.4])) is None
 
 
 def test_mcnemar_by_hand() -> None:
@@ -81,18 +91,70 @@ def test_mcnemar_of_the_same_answers_is_one() -> None:
     assert mcnemar(answers, answers) == (1.0, 0, 0)
 
 
-def test_holm_by_hand() -> None:
-    # sorted: 4 * 0.005, 3 * 0.01, 2 * 0.03, then 1 * 0.04, which may not fall below the one before
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
+def of(mean: float, sd: float = 0.01, n: int = 5) -> Estimate:
+    return Estimate(n, mean, sd, None, None)
 
 
-def test_holm_keeps_false_alarms_of_a_whole_family_below_its_level() -> None:
-    random = np.random.default_rng(2)
-    families = random.random((2000, 10))
-    alarms = sum(min(holm(family.tolist())) < 0.05 for family in families)
-    assert 0.03 <= alarms / 2000 <= 0.07
+def test_of_two_the_p_is_welchs_own() -> None:
+    a, b = of(0.93), of(0.92, sd=0.02, n=3)
+    assert against_best(a, [b]) == [(welch(a, b), welch(a, b))]
+
+
+@pytest.mark.parametrize("count", [3, 8, 30])
+def test_of_many_with_many_values_the_corrected_p_is_that_of_the_studentized_range(
+    count: int,
+) -> None:
+    # the best of alike ones against the worst is their range, over the deviation of a mean
+    n = 2000
+    for q in (3.0, 4.0, 5.0):
+        best, worst = of(0.9 + q * 0.01 / math.sqrt(n), n=n), of(0.9, n=n)
+        middle = [of(0.9 + q * 0.005 / math.sqrt(n), n=n)] * (count - 2)
+        *_, (_, corrected) = [pair for pair in against_best(best, [*middle, worst]) if pair]
+        expected = stats.studentized_range.sf(q, count, count * (n - 1))
+        error = math.sqrt(expected * (1 - expected) / DRAWS)
+        assert corrected == pytest.approx(expected + 2 * error, abs=0.002 + 4 * error)
+
+
+def test_more_configurations_that_are_alike_make_every_p_larger() -> None:
+    others = [of(0.92), of(0.925), of(0.915)]
+    few = against_best(of(0.93), others)
+    many = against_best(of(0.93), [*others, *[of(0.928)] * 10])
+    for a, b in zip(few, many, strict=False):
+        assert a is not None
+        assert b is not None
+        assert a[0] == b[0] <= a[1] < b[1]
+
+
+def test_what_is_told_apart_is_set_aside_and_the_rest_is_compared_again() -> None:
+    others = [of(0.92), of(0.925), of(0.915)]
+    alone = against_best(of(0.93), others)
+    with_dead_ones = against_best(of(0.93), [of(0.1), *others, of(0.1, sd=0.0)])
+    assert with_dead_ones[1:4] == alone
+    for dead in (with_dead_ones[0], with_dead_ones[4]):
+        assert dead is not None
+        assert 1 / (1 + DRAWS) < dead[1] < 0.001  # no smaller than the simulation can tell
+
+
+def test_a_smaller_p_never_becomes_the_larger_one() -> None:
+    random = np.random.default_rng(4)
+    for _ in range(50):
+        best, *others = [
+            of(random.normal(0.9, 0.02), sd=random.gamma(1, 0.01), n=int(random.integers(2, 6)))
+            for _ in range(8)
+        ]
+        pairs = sorted(pair for pair in against_best(best, others) if pair)
+        corrected = [pair[1] for pair in pairs]
+        assert corrected == sorted(corrected)
+        assert all(0 < p <= c <= 1 for p, c in pairs)
+
+
+def test_without_spread_on_either_side_there_is_no_p_and_the_others_keep_theirs() -> None:
+    still, alive = of(0.9, sd=0.0), of(0.92, sd=0.02)
+    assert against_best(still, [of(0.8, sd=0.0)]) == [None]
+    found = against_best(still, [of(0.8, sd=0.0), alive])
+    assert found == [None, *against_best(still, [alive])]
+    assert found[1] is not None
+    assert found[1][1] > SIGNIFICANT
 
 
 def test_pareto_front_equals_brute_force() -> None:

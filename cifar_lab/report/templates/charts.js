@@ -110,15 +110,16 @@ function meanCurve(runs, metric) {
   }
   const epochs = [...byEpoch.keys()].sort((a, b) => a - b);
   const means = epochs.map((epoch) => mean(byEpoch.get(epoch)));
+  const counts = epochs.map((epoch) => byEpoch.get(epoch).length);
   const sds = epochs.map((epoch, i) => {
     const values = byEpoch.get(epoch);
     return Math.sqrt(values.reduce((s, v) => s + (v - means[i]) ** 2, 0) / Math.max(1, values.length - 1));
   });
-  return { epochs, means, sds };
+  return { epochs, means, sds, counts };
 }
 
 function meanTraces(group, runs, metric, scale) {
-  const { epochs, means, sds } = meanCurve(runs, metric);
+  const { epochs, means, sds, counts } = meanCurve(runs, metric);
   const middle = smooth(means.map((v) => v * scale)), index = group.place ?? BEST;
   const color = colorOf(index), legendgroup = group.label;
   const edge = (sign) => ({ x: epochs, y: middle.map((v, i) => v + sign * sds[i] * scale), mode: "lines",
@@ -126,8 +127,8 @@ function meanTraces(group, runs, metric, scale) {
   const band = runs.length > 1 ? [edge(1), { ...edge(-1), fill: "tonexty", fillcolor: faint(color, 0.12) }] : [];
   return [...band, { x: epochs, y: middle, mode: epochs.length > 1 ? "lines" : "markers", legendgroup,
     name: `${cut(group.label, isNarrow() ? 34 : 60)} (${runs.length})`,
-    line: { color, width: 2.2, dash: dashOf(index) },
-    hovertemplate: `epoch %{x}: %{y:.4~g}<br>${plain(group.label)}, mean of ${runs.length}<extra></extra>` }];
+    line: { color, width: 2.2, dash: dashOf(index) }, text: counts.map(String), // of those that got that far
+    hovertemplate: `epoch %{x}: %{y:.4~g}<br>${plain(group.label)}, mean of %{text}<extra></extra>` }];
 }
 
 function runTraces(run, group, metric, scale, first) {
@@ -155,7 +156,10 @@ function drawCurves() {
   const traces = [];
   let lines = 0, wanted = 0;
   for (const group of chosen) {
-    const runs = group.runs.filter((r) => ticked.has(r) && drawable(r)).map((r) => D.runs[r]);
+    const drawn = group.runs.filter((r) => ticked.has(r) && drawable(r));
+    // as in the tables: a run that failed, or repeats a seed, has no part in a mean
+    const counted = each ? [] : drawn.filter((r) => group.counted.includes(r));
+    const runs = (counted.length ? counted : drawn).map((r) => D.runs[r]);
     wanted += each ? runs.length : 1;
     const room = each ? runs.slice(0, Math.max(0, MAX_LINES - lines)) : lines < MAX_LINES ? runs : [];
     if (each) room.forEach((run, i) => traces.push(...runTraces(run, group, metric, scale, i === 0)));
@@ -165,6 +169,7 @@ function drawCurves() {
   const things = each ? "runs" : "configurations", all = each ? D.runs.length : D.groups.length;
   $("curve-count").textContent = `${lines} of ${all} ${things} drawn` +
     (wanted > lines ? ` (${wanted} are ticked; at most ${MAX_LINES} lines at once, the best first)` : "") +
+    (each ? "" : ", means of the finished runs, one a seed, where there are any") +
     ". Tick others in the tables; a click in the legend hides one, a double click all others.";
   if (!lines) return nothing("curve-chart", "tick a configuration or a run in the tables");
   const few = chosen.length <= (isNarrow() ? 8 : 16);
@@ -175,6 +180,11 @@ function drawCurves() {
 }
 
 // --- what was varied ---------------------------------------------------------------------------
+
+function overOthers(shown) {
+  const names = D.keys.filter((_, k) => !shown.includes(k)).map((key) => key.name);
+  return names.length ? `, over all runs with whatever ${names.join(", ")}.` : ".";
+}
 
 function drawLines() {
   if (!D.keys.length) return undefined;
@@ -205,9 +215,8 @@ function drawLines() {
       text: xs.map((x) => `mean of ${points.get(x).length}`),
       hovertemplate: `%{y:.2f} %, %{text}<br>${name}<extra></extra>` });
   });
-  const others = D.keys.filter((_, k) => k !== kx && !(grouped && k === kl)).map((key) => key.name);
   $("line-note").textContent = "A dot is a finished run, a line goes through the means" +
-    (others.length ? `; over all values of ${others.join(", ")}.` : ".");
+    overOthers(grouped ? [kx, kl] : [kx]);
   if (!traces.length) return nothing("line-chart", "no finished run with this accuracy");
   return draw("line-chart", traces, keyAxis(D.keys[kx], ranked(), kx), axis(accuracyTitle()));
 }
@@ -227,6 +236,7 @@ function levelsOf(k) {
 function drawHeat() {
   if (D.keys.length < 2) return undefined;
   const kx = Number($("heat-x").value), ky = Number($("heat-y").value);
+  $("heat-note").textContent = "Mean accuracy of the finished runs in each cell" + overOthers([kx, ky]);
   if (kx === ky) return nothing("heat-chart", "choose two different keys");
   const x = levelsOf(kx), y = levelsOf(ky), cells = new Map();
   for (const group of ranked()) {

@@ -27,7 +27,7 @@ PACKAGE = "cifar_lab"
 ROOMS: dict[str, tuple[str, ...]] = {
     "identity": ("tests/test_identity.py",),
     "report/statistics": ("tests/report/test_statistics.py",),
-    "report/compare": ("tests/report/test_compare.py",),
+    "report/compare": ("tests/report/test_ranking.py", "tests/report/test_compare.py"),
     "data/augment": ("tests/data/test_augment.py",),
     "data/epoch": ("tests/data/test_epoch.py",),
     "training/sealed": ("tests/training/test_sealed.py",),

@@ -296,9 +296,7 @@ def test_what_a_lost_process_started_ends_with_it(run: Any) -> None:
 
 
 def test_a_job_that_takes_too_long_is_told_to_stop_and_is_no_longer_tried(run: Any) -> None:
-    jobs: Jobs = run(
-        {"job": "sleep 60", "other": record("finished")}, retries=3, job_timeout_s=0.1
-    )
+    jobs: Jobs = run({"job": "sleep 60", "other": record("finished")}, retries=3, job_timeout_s=0.1)
     assert jobs.attempts("job") == 1
     assert jobs.jobs["job"].error == "job_timeout=0.1: took longer, was stopped"
     assert jobs.ends == [("job", "failed"), ("other", "finished")]

@@ -38,7 +38,8 @@ def test_interval_of_three_values_by_hand() -> None:
 
 def test_one_value_has_no_spread() -> None:
     found = estimate([0.5])
-    assert (found.mean, found.sd, found.low, found.high) == (0.5, None, None, None)
+    assert (found.n, found.mean) == (1, 0.5)
+    assert (found.sd, found.low, found.high) == (None, None, None)
 
 
 @pytest.mark.parametrize("n", [3, 5])

@@ -123,10 +123,13 @@ def test_mixed_labels_count_as_the_larger_share() -> None:
         schedule=constant,
         config={},
     )
-    logits = torch.eye(10)[:4]
-    labels = torch.zeros(4, 10)
-    labels[:, 0], labels[:, 1] = 0.4, 0.6
+    # of every sample two classes have a share, and the answer is the larger, the smaller or neither
+    larger = torch.arange(12) % 10
+    smaller, neither = (larger + 3) % 10, (larger + 5) % 10
+    labels = 0.7 * nn.functional.one_hot(larger, 10) + 0.3 * nn.functional.one_hot(smaller, 10)
+    answers = torch.cat([larger[:5], smaller[5:8], neither[8:]])
+    logits = 3.0 * nn.functional.one_hot(answers, 10)
     classifier._step((logits, labels), classifier.running_train())
     loss_sum, correct, count = classifier.running_train().tolist()
-    assert (correct, count) == (1, 4)
-    assert loss_sum / 4 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+    assert (correct, count) == (5, 12)
+    assert loss_sum / 12 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 import threading
@@ -15,15 +16,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
-from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab import distributed, signals
+from cifar_lab.errors import InputError, Interrupted, JobFailed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 STARTED = time.perf_counter()
+_SWEEPS = {"-m", "--multirun"}
+log = logging.getLogger("cifar_lab")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
+        world = distributed.settle()
+        if world.launcher != "lightning":  # which repeats hydra.run.dir when it starts a process
+            arguments = _checked(arguments)
         if any(argument.startswith("-") for argument in arguments):
             return _through_hydra(arguments)
         return _one_run(arguments)
@@ -57,22 +63,48 @@ def _home(argument: str) -> str:
     return key + equals + os.path.expanduser(value) if value.startswith("~/") else argument
 
 
+def _checked(arguments: list[str]) -> list[str]:
+    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
+    from cifar_lab.overrides import check_mode, check_unique
+
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    overrides = [argument for argument in arguments if argument not in flags]
+    check_unique(overrides)
+    if not flags and "hydra.mode=MULTIRUN" in overrides:
+        overrides.remove("hydra.mode=MULTIRUN")
+        flags, arguments = {"-m"}, ["-m", *overrides]
+    if flags <= _SWEEPS:
+        check_mode(overrides, sweep=bool(flags))
+    if flags & _SWEEPS and (world := distributed.find()).joined:
+        raise InputError(
+            f"-m: {world.launcher} started {world.size} processes ({world.said}), and a sweep is "
+            "one, which starts those of its jobs itself; start a single one"
+        )
+    return arguments
+
+
 def _one_run(overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import env_override
+    from hydra.types import RunMode
 
     from cifar_lab import checks, config, job
 
     cfg = config.compose(overrides)
+    if cfg.hydra.mode is RunMode.MULTIRUN:  # a file of the person's own says so
+        return _through_hydra(["-m", *overrides])
     checks.check_not_a_sweep(cfg)
+    checks.check_shared_folder(cfg, distributed.find())
     HydraConfig.instance().set_config(cfg)
-    run_dir = Path(cfg.hydra.run.dir).absolute()
-    ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
-    if ours.finished_before():
-        return 0
-    ours.build()
-    _collect_again()
-    ours.make_folder()
-    return job.run_under_hydra(ours)
+    run_dir = config.path(cfg, "hydra.run.dir").absolute()
+    with env_override(cfg.hydra.job.env_set):  # libraries read their variables when they load
+        ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
+        if ours.finished_before():
+            return 0
+        ours.build()
+        _collect_again()
+        ours.make_folder()
+        return job.run_under_hydra(ours)
 
 
 def _through_hydra(arguments: list[str]) -> int:
@@ -83,66 +115,84 @@ def _through_hydra(arguments: list[str]) -> int:
         process.warm_up()  # what it imports takes longer than everything up to the first job
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from cifar_lab import config
+    from cifar_lab.overrides import with_none
 
     gc.enable()  # a sweep's supervisor lives long, and composes all the while
     config.register()
     GlobalHydra.instance().clear()
-    failures: list[str] = []
+    here = os.getpid()
+    alone: list[int] = []
 
     def one_job(cfg: DictConfig) -> None:
+        """Hydra's task: one run, or a job of a sweep in whatever process its launcher chose."""
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import open_dict, read_write
 
         from cifar_lab import job
+        from cifar_lab.overrides import is_of_the_sweep
 
-        hydra_cfg = HydraConfig.get()
-        overrides = list(hydra_cfg.overrides.task)
+        hydra_cfg = cast("DictConfig", HydraConfig.get())
+        with read_write(hydra_cfg), open_dict(hydra_cfg):
+            hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
+        overrides = [o for o in config.typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
         run_dir = Path(hydra_cfg.runtime.output_dir)
+        if os.getpid() != here and threading.current_thread() is threading.main_thread():
+            signals.install()
         try:
             ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
             if ours.finished_before():
                 return
-            gc.disable()
+            if os.getpid() == here:
+                gc.disable()
             ours.build()
             _collect_again()
-            status = ours.run()
+            status, reason = ours.run(), ""
         except InputError as error:
             print(f"cifar_lab: {error}", file=sys.stderr)
-            status = 2
-        if status > 2:
+            status, reason = 2, str(error)
+        except Exception:
+            log.exception("%s", run_dir)  # the launcher says no more of it than one line
+            raise
+        if status > 2 and os.getpid() == here:
             raise Interrupted(status - 128)
-        if status:
-            failures.append(f"{run_dir} (exit status {status})")
+        if hydra_cfg.mode is RunMode.RUN:
+            alone.append(status)
+        elif status:
+            raise JobFailed(reason or f"exit status {status}", str(run_dir))
 
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    arguments = with_none(arguments)
     sys.argv = [argv[0], *arguments, *config.searchpath_override(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
     try:
         hydra.main(
             version_base="1.3", config_path=str(config.conf_dir()), config_name=config.CONFIG_NAME
         )(one_job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except JobFailed as error:  # of a sweeper that isn't ours: the first of them
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except config.COMPOSING_RAISES as error:
+        if not config.is_about_input(error):
+            raise
         raise config.explain(error, [a for a in arguments if not a.startswith("-")]) from error
-    except SystemExit as stop:  # argparse: an unknown flag
+    except SystemExit as stop:  # argparse: an unknown flag; our sweeper: failed jobs
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         sys.argv = argv
         del os.environ["HYDRA_FULL_ERROR"]
         if full_error is not None:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-    if failures:
-        print("\n".join(["failed:", *failures]), file=sys.stderr)
-    return 1 if failures else 0
+    return max(alone, default=0)
 
 
 def _begins_a_sweep(arguments: list[str]) -> bool:
     """Whether it is certain that jobs will run in slots, before anything is composed."""
     flags = {argument for argument in arguments if argument.startswith("-")}
     launchers = {a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")}
-    return flags <= {"-m", "--multirun"} and launchers <= {"slots"}
+    return flags <= _SWEEPS and launchers <= {"slots"}
 
 
 def _collect_again() -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import across, checks, config
+from cifar_lab import across, checks, config, distributed
 from cifar_lab.errors import InputError
 from cifar_lab.targets import locate
 
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 # Groups whose parts have nothing else to fit, and those that are tried out together.
 ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
-
-
-def rank() -> int:
-    """This process's rank as launchers tell it; 0 where nobody launched it."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(variable, "").isdigit():
-            return int(os.environ[variable])
-    return 0
 
 
 def build(cfg: DictConfig, run_dir: Path) -> Parts:
@@ -56,6 +48,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     quiet_libraries()
     kind = checks.check_devices(resolved["trainer"], resolved["optimizer"])
     checks.check_averages(resolved)
+    checks.check_processes(resolved["trainer"], kind, distributed.find())
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     optimizer = build_alone("optimizer", cfg)
@@ -136,17 +129,54 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in (cfg.logger or {}).items()
+        if node is not None
     ]
-    callbacks = [_build(f"callbacks.{name}", node) for name, node in (cfg.callbacks or {}).items()]
+    callbacks = [
+        _build(f"callbacks.{name}", node)
+        for name, node in (cfg.callbacks or {}).items()
+        if node is not None
+    ]
     trainer: Trainer = _build(
         "trainer",
         cfg.trainer,
+        plugins=_plugins(cfg),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=str(run_dir),
         **_switches(callbacks, resolved),
     )
     return trainer
+
+
+def _plugins(cfg: DictConfig) -> list[Any]:
+    """The configured plugins, and what tells Lightning who started this process.
+
+    Left to itself Lightning looks at variables that lie about in shells (`distributed`).
+    """
+    from hydra.utils import instantiate
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    plugins = instantiate(cfg.trainer.get("plugins"), _convert_="all") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        raise InputError(
+            "trainer.plugins: cifar_lab finds out by itself who started its processes; leave the "
+            "cluster environment out"
+        )
+    world = distributed.find()
+    if world.launcher == "torchrun":
+        return [*plugins, TorchElasticEnvironment()]
+    if world.launcher == "srun":
+        # it reads the allocation's numbers; the step's have been held against the devices
+        nodes = cfg.trainer.get("num_nodes") or 1
+        os.environ["SLURM_NTASKS"], os.environ["SLURM_NNODES"] = str(world.size), str(nodes)
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(world.size // nodes)
+        # how a run goes on is its folder's business: no SIGUSR1, no job put back by Lightning
+        return [*plugins, SLURMEnvironment(auto_requeue=False)]
+    return [*plugins, LightningEnvironment()]
 
 
 def build_alone(group: str, cfg: DictConfig) -> Any:
@@ -205,7 +235,7 @@ def spoken() -> Iterator[None]:
     level, propagate = data_log.level, data_log.propagate
     data_log.addHandler(handler)
     data_log.propagate = False
-    data_log.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    data_log.setLevel(logging.INFO if distributed.rank() == 0 else logging.ERROR)
     try:
         yield
     finally:

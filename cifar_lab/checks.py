@@ -7,11 +7,13 @@ Nothing is built here.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from cifar_lab.config import Root, run_config, suggestion
+from cifar_lab.config import Root, run_config, suggestion, typed_overrides
+from cifar_lab.distributed import World
 from cifar_lab.errors import InputError
 from cifar_lab.identity import flatten
 from cifar_lab.targets import check_target, locate, target_nodes
@@ -52,6 +54,13 @@ def _check_ranges(config: dict[str, Any]) -> None:
         raise InputError("trainer.max_epochs=null: must be at least 1 (or set trainer.max_steps)")
     if epochs is not None and epochs < 1:
         raise InputError(f"trainer.max_epochs={epochs}: must be at least 1")
+    if steps is not None and steps != -1 and steps < 1:
+        raise InputError(f"trainer.max_steps={steps}: must be at least 1, or -1 for no bound")
+    least = trainer.get("min_epochs")
+    if epochs is not None and least is not None and least > epochs:
+        raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
+    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
+        raise InputError(f"trainer.max_time={trainer['max_time']}: must be above 0")
     if trainer.get("limit_train_batches") == 0:
         raise InputError("trainer.limit_train_batches=0: must be at least 1 batch (or a fraction)")
     if trainer.get("limit_test_batches") == 0:
@@ -76,11 +85,22 @@ def _check_ranges(config: dict[str, Any]) -> None:
 
 def check_not_a_sweep(cfg: DictConfig) -> None:
     """Raises InputError where a ``sweep=`` preset was chosen for what is one run."""
-    given = {override.partition("=")[0].lstrip("+~") for override in cfg.hydra.overrides.task}
+    given = {override.partition("=")[0].lstrip("+~") for override in typed_overrides(cfg.hydra)}
     missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
     if missing:
         name = cfg.hydra.runtime.choices.get("sweep")
-        raise InputError(f"sweep={name}: sweeps {', '.join(missing)}; it needs -m")
+        what = f"sweep={name}" if name else "hydra.sweeper.params"
+        raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
+
+
+def check_shared_folder(cfg: DictConfig, world: World) -> None:
+    """Raises InputError where processes started side by side would each name another folder."""
+    text = str(OmegaConf.to_container(cfg.hydra.run, resolve=False))
+    if world.joined and ("${now:" in text or "${run_id:" in text):
+        raise InputError(
+            f"hydra.run.dir: the {world.size} processes that {world.launcher} started share one "
+            "folder; name it, as in hydra.run.dir=outputs/runs/first"
+        )
 
 
 def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
@@ -89,13 +109,8 @@ def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
     Raises:
         InputError: this machine doesn't have the devices or the precision asked for.
     """
-    import os
-
-    import torch
-
     kind = accelerator(str(trainer.get("accelerator", "auto")))
-    cpus = max(2, os.cpu_count() or 1)
-    present = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": cpus}[kind]
+    present = _present(kind)
     unit = {"cuda": "GPU(s)", "mps": "Apple GPU", "cpu": "CPU processes"}[kind]
     devices = trainer.get("devices", "auto")
     if isinstance(devices, int) and devices != -1 and not 1 <= devices <= present:
@@ -134,6 +149,58 @@ def check_averages(config: dict[str, Any]) -> None:
                 f"trainer.precision={precision} must be {precision.partition('-')[0]}-mixed or "
                 "32-true with it"
             )
+
+
+def check_processes(trainer: dict[str, Any], kind: str, world: World) -> None:
+    """Whether those who started this process started as many as the run has devices.
+
+    Args:
+        trainer: the resolved group.
+        kind: of device, as `check_devices` gives it.
+        world: who started this process.
+
+    Raises:
+        InputError: too few or too many processes, or a strategy whose processes can't be one run.
+    """
+    strategy, nodes = trainer.get("strategy"), trainer.get("num_nodes") or 1
+    copies = strategy.get("start_method") if isinstance(strategy, dict) else strategy
+    if any(word in str(copies) for word in ("spawn", "fork", "notebook")):
+        raise InputError(
+            f"trainer.strategy={copies}: its processes would be copies of this one, and all would "
+            "write the record; use trainer.strategy=ddp"
+        )
+    if nodes > 1 and not world.launcher:
+        raise InputError(
+            f"trainer.num_nodes={nodes}: this process was started alone; start one for each "
+            "device on every node, with srun or torchrun"
+        )
+    if not world.joined:
+        return
+    devices = _devices_per_node(trainer.get("devices", "auto"), kind)
+    fits = world.size == devices * nodes and world.nodes in (None, nodes)
+    if not fits or world.local_rank >= devices:
+        raise InputError(
+            f"trainer.devices={devices}: {world.launcher} started {world.size} processes "
+            f"({world.said}), and a run is one for each device on each of trainer.num_nodes="
+            f"{nodes}; set them so, or start a single process, which starts the others"
+        )
+
+
+def _devices_per_node(devices: object, kind: str) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return _present(kind) if kind == "cuda" else 1
+    names = [name for name in str(devices).split(",") if name.strip()]
+    return int(names[0]) if len(names) == 1 and names[0].isdecimal() else len(names)
+
+
+def _present(kind: str) -> int:
+    import os
+
+    import torch
+
+    return {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": max(2, os.cpu_count() or 1)}[kind]
 
 
 def accelerator(name: str) -> str:

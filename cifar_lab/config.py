@@ -25,8 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.errors import InputError
 from cifar_lab.identity import flatten
+from cifar_lab.overrides import check_merged, with_none
 
 CONFIG_NAME = "config"
+# Groups of parts, each under a name of its own: `callbacks.pictures=null` leaves one out.
+PARTS_LEFT_OUT_BY_NULL = ("callbacks", "logger")
+# What Hydra raises for input that it can't compose; ValueError for a group that is no text.
+COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError)
+_NO_OPTION = "Config group override must be a string"
 
 
 class Resume(Enum):
@@ -108,13 +114,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """
     register()
     GlobalHydra.instance().clear()
-    overrides = [*overrides, *searchpath_override(overrides)]
+    overrides = [*with_none(overrides), *searchpath_override(overrides)]
     # not as a context: the loader stays for the job that runs under it
     initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
     try:
-        return hydra_compose(CONFIG_NAME, overrides=overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+        cfg = hydra_compose(CONFIG_NAME, overrides=overrides, return_hydra_config=True)
+    except COMPOSING_RAISES as error:
         raise explain(error, overrides) from error
+    check_merged(cfg, overrides)
+    return cfg
 
 
 def compose_group(group: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -131,17 +139,42 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def run_config(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without Hydra's own node."""
+    """The resolved configuration without Hydra's own node.
+
+    Raises:
+        InputError: an interpolation that leads nowhere.
+    """
     # key by key: a copy of all but that node takes seven times as long
     return {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
+
+
+def path(cfg: DictConfig, key: str) -> Path:
+    """A path of Hydra's node, e.g. ``hydra.run.dir``; InputError where it leads nowhere."""
+    try:
+        return Path(str(OmegaConf.select(cfg, key)))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{key}: {first_line(str(error))}") from error
+
+
+def typed_overrides(hydra: DictConfig) -> list[str]:
+    """The overrides in Hydra's node as typed; looking at each resolves what it interpolates."""
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    return [str(override) for override in overrides]
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:
     if OmegaConf.is_missing(cfg, key):
         return MISSING
-    value = cfg[key]
-    if OmegaConf.is_config(value):
-        return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+    try:
+        value = cfg[key]
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        where = getattr(error, "full_key", None) or key
+        raise InputError(f"{where}: {first_line(str(error))}") from error
+    if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
+        value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value
 
 
@@ -151,6 +184,8 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
 def explain(error: Exception, overrides: Sequence[str]) -> InputError:
     """The composition error as one line: the value, what is allowed, what to do."""
     text = str(error)
+    if isinstance(error, InputError):
+        return error
     if isinstance(error, OverrideParseException):
         return InputError(
             f"{error.override}: can't be read as key=value ({first_line(text)}); "
@@ -158,6 +193,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
         )
     if isinstance(error, MissingConfigException) and (found := _missing_option(text)):
         return found
+    if match := re.search(r"Sweep parameters '([^']+)'", text):
+        return InputError(f"{match.group(1)}: is a sweep, which needs -m")
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = match.group(1).partition("=")
+        return InputError(
+            f"{match.group(1)}: several values are a sweep, which needs -m; a list is "
+            f"{key}=[{value}]"
+        )
+    if _NO_OPTION in text:
+        wrong = next((o for o in overrides if not _chooses(o)), "")
+        return InputError(f"{wrong}: must be the name of an option; --help lists them")
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return InputError(f"+{match.group(1)}: the key exists; give it without +")
     patterns = (r"Could not override '([^']+)'", r"is not in struct\s+full_key: (\S+)")
     for pattern in patterns:
         if match := re.search(pattern, text):
@@ -165,7 +213,27 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
     if match := re.search(r"Error merging override (\S+?)=(.*)", text):
         reason = first_line(text[match.end() :]) or first_line(str(error.__cause__ or ""))
         return InputError(f"{match.group(1)}={match.group(2)}: {reason}")
-    return InputError(first_line(text))
+    return InputError(_one_line(text))
+
+
+def is_about_input(error: Exception) -> bool:
+    """Whether an error out of Hydra, or out of what it called, is about what a person typed."""
+    known = isinstance(error, InputError | HydraException | OmegaConfBaseException)
+    return known or _NO_OPTION in str(error)
+
+
+def _chooses(override: str) -> bool:
+    """Whether it is no choice of a group, or one that can be: text after ``=``."""
+    key, _, value = override.partition("=")
+    group = "." not in key and (not key or "/" in key or (conf_dir() / key).is_dir())
+    return not group or (bool(key) and value != "null" and not _is_number(value))
+
+
+def _one_line(text: str) -> str:
+    """The first line, and what it announces."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    announced = lines[1:2] if lines and lines[0].endswith(":") else []
+    return " ".join([*lines[:1], *announced]).rstrip(".")
 
 
 def first_line(text: str) -> str:

@@ -27,3 +27,22 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by signal {signum}")
         self.exit_status = 128 + signum
         self.told = False
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep has ended with another status than 0.
+
+    It is raised to Hydra's launchers, which carry it out of whatever process the job ran in.
+
+    Attributes:
+        reason: one line.
+        folder: of the job.
+    """
+
+    def __init__(self, reason: str, folder: str) -> None:
+        super().__init__(reason, folder)
+        self.reason = reason
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return f"{self.reason}; folder: {self.folder}"

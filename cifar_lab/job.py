@@ -10,12 +10,12 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from cifar_lab import config, identity, signals
+from cifar_lab import config, distributed, identity, signals
 from cifar_lab.build import build, build_data, device_name, spoken
-from cifar_lab.build import rank as rank
-from cifar_lab.earlier import check_images, look, root_of
+from cifar_lab.distributed import rank
+from cifar_lab.earlier import Earlier, check_images, look, root_of
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.record import (
     FILE_NAME,
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
     from cifar_lab.training.fit import Parts
 
+T = TypeVar("T")
 log = logging.getLogger("cifar_lab")
-# How a rank that Lightning starts learns which checkpoint its first rank continues from.
-RESUME_VARIABLE = "CIFAR_LAB_RESUME_FROM"
 
 
 class Job:
@@ -49,6 +48,9 @@ class Job:
         overrides: as typed.
         started: `time.perf_counter` when the process began.
         images: the digest of the images that a sweep planned it with; None: whichever are found.
+
+    Raises:
+        InputError: as `distributed.settle`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Job:
         self.overrides = overrides
         self.started = started
         self.images = images
+        self.world = distributed.settle()
         self.resume_from: Path | None = None
         self._parts: Parts | None = None
         self._record_before: dict[str, Any] = {}
@@ -80,17 +83,17 @@ class Job:
             InputError: the folder holds another run, or one that goes on, or ``resume`` forbids it,
                 or its images are others or can't be found.
         """
-        if rank() > 0:
-            path = os.environ.get(RESUME_VARIABLE)
-            self.resume_from = Path(path) if path else None
+        if self.world.launcher == "lightning":
+            self.resume_from = distributed.resume_from()
             return False
-        earlier = look(self.run_dir, self.config)
+        earlier = self._look()
         if earlier.finished:
             self._check_images_of_finished(earlier.record)
             self._say_of_finished(earlier.record)
             from cifar_lab.training.summary import print_summary
 
-            print_summary(earlier.record, self.run_dir)
+            if rank() == 0:
+                print_summary(earlier.record, self.run_dir)
             return True
         self._record_before, self.resume_from = earlier.record, earlier.checkpoint
         return False
@@ -120,6 +123,29 @@ class Job:
         for line in warnings_of(record.get("data") or {}):
             print(f"cifar_lab: {root_of(self.config)}: {line}", file=sys.stderr)
 
+    def _look(self) -> Earlier:
+        found: Earlier | InputError | None = None
+        if rank() == 0:
+            try:
+                found = look(self.run_dir, self.config)
+            except InputError as error:
+                found = error
+        found = self._as_the_first(found)
+        if isinstance(found, InputError):
+            raise found
+        assert found is not None
+        return found
+
+    def _as_the_first(self, value: T) -> T:
+        """The first process's value, in all that torchrun or srun started: there they meet."""
+        if not self.world.joined:
+            return value
+        self.build()
+        assert self._parts is not None
+        strategy = self._parts.trainer.strategy
+        strategy.setup_environment()
+        return strategy.broadcast(value)
+
     def make_folder(self) -> None:
         """Makes the run folder; InputError where it can't be written."""
         try:
@@ -139,7 +165,8 @@ class Job:
         Raises:
             InputError: what can't be built, or images that are not those of the folder's run.
         """
-        self._parts = build(self.cfg, self.run_dir)
+        if self._parts is None:
+            self._parts = build(self.cfg, self.run_dir)
         found = self._parts.data.dataset.digest
         if self.images is not None and found != self.images:
             raise InputError(
@@ -168,9 +195,6 @@ class Job:
         from cifar_lab.training import fit
 
         assert self._parts is not None, "build() comes first"
-        argv = sys.argv
-        # Lightning starts further ranks with this process's arguments: in a sweep, those of the job
-        sys.argv = [argv[0], *self._overrides_with_folder()]
         _say_once_if_the_log_fails()
         record = None
         try:
@@ -178,22 +202,22 @@ class Job:
                 self._take_folder()
                 record = self._open_record()
                 self._warn(record)
-            os.environ[RESUME_VARIABLE] = str(self.resume_from or "")
-            fit.run(
-                self._parts,
-                record=record,
-                run_dir=self.run_dir,
-                started=self.started,
-                resume_from=self.resume_from,
-            )
+            self.resume_from = self._as_the_first(self.resume_from)
+            with distributed.first_of(self._overrides_with_folder(), self.resume_from):
+                fit.run(
+                    self._parts,
+                    record=record,
+                    run_dir=self.run_dir,
+                    started=self.started,
+                    resume_from=self.resume_from,
+                )
+                _leave_process_group()
             with signals.shielded():  # it is done: nothing to interrupt any more
                 return self._finished(record)
         except BaseException as error:
             with signals.shielded():
                 return self._ended(record, error)
         finally:
-            sys.argv = argv
-            os.environ.pop(RESUME_VARIABLE, None)
             if self._lock is not None:
                 self._lock.release()
 
@@ -321,7 +345,11 @@ class Job:
         return command_line(self._overrides_with_folder())
 
     def _overrides_with_folder(self) -> list[str]:
-        kept = [o for o in self.overrides if not o.startswith(("hydra.run.dir=", "resume="))]
+        kept = [
+            override
+            for override in self.overrides
+            if not override.lstrip("+").startswith(("hydra.run.dir=", "resume="))
+        ]
         return [*kept, f"hydra.run.dir={self.run_dir}"]
 
 
@@ -349,7 +377,8 @@ def run_under_hydra(job: Job) -> int:
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.mode = RunMode.RUN
         cfg.hydra.run.dir = str(job.run_dir)
-        if rank() > 0 or (job.run_dir / ".hydra").exists():
+        kept = cfg.hydra.output_subdir
+        if rank() > 0 or (kept is not None and (job.run_dir / kept).exists()):
             cfg.hydra.output_subdir = None  # the first start's is never overwritten
     callbacks = Callbacks(cfg)
     # a process that a sweep started has composed nothing; running a job doesn't either
@@ -375,6 +404,14 @@ def run_under_hydra(job: Job) -> int:
     callbacks.on_run_end(config=cfg, config_name=config.CONFIG_NAME, job_return=done)
     status: int = done.return_value
     return status
+
+
+def _leave_process_group() -> None:
+    """Ends the distributed group of this run: another one in this process makes its own."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _say_once_if_the_log_fails() -> None:

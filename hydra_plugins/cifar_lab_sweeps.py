@@ -17,6 +17,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+# conf/config.yaml's; the slots name the folders themselves
+_SUBDIR = "${job_name:${hydra.overrides.task}}"
+
 
 class SlotsLauncher(Launcher):
     """Runs jobs in processes of their own, in slots of devices."""
@@ -25,7 +28,16 @@ class SlotsLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keeps what `launch` needs, and tells the fork server which data to open."""
+        from cifar_lab.errors import InputError
         from cifar_lab.sweep import process
+
+        named = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+        if isinstance(named, dict) and named["subdir"] != _SUBDIR:
+            raise InputError(
+                f"hydra.sweep.subdir={named['subdir']}: a job's folder is named by what was swept "
+                "and a digest, by which it is found again; leave it out, or use "
+                "hydra/launcher=basic"
+            )
 
         self.hydra_context = hydra_context
         self.config = config
@@ -87,10 +99,15 @@ class PointsSweeper(BasicSweeper):
         (batch,) = self.split_arguments(overrides, None)
         if not batch:
             raise InputError(f"{', '.join(keys)}: no values to sweep over; check the pattern")
-        if not isinstance(self.launcher, SlotsLauncher):
-            return super().sweep(arguments)
-        self.launcher.swept = keys
-        return self.launcher.launch(batch, initial_job_idx=0)
+        if isinstance(self.launcher, SlotsLauncher):
+            self.launcher.swept = keys
+            return self.launcher.launch(batch, initial_job_idx=0)
+        from cifar_lab.sweep.hydra_launchers import run_grid
+
+        assert self.launcher is not None
+        if status := run_grid(self.config, loader, self.launcher, batch):
+            raise SystemExit(status)
+        return None
 
     def _search(self, overrides: list[Override]) -> None:
         from cifar_lab.errors import InputError

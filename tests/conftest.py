@@ -18,6 +18,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """Signals arrive in the tests and in what they start, however the suite was started.
+
+    `make test &` in a script ignores SIGINT, `nohup` SIGHUP; everything started from there inherits
+    that, and a run is right to keep it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The working directory is ``tmp_path``; nothing of the person's own settings is read."""
@@ -39,13 +51,16 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def lab(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process: (exit status, standard output, standard error)."""
+    """Runs a command line in this process: (exit status, standard output, standard error).
+
+    Of two arguments for one key the later counts (`merged`).
+    """
 
     def run(*arguments: str) -> tuple[int, str, str]:
         from cifar_lab.__main__ import main
 
         capfd.readouterr()
-        status = main(list(arguments))
+        status = main(merged(*arguments))
         captured = capfd.readouterr()
         return status, captured.out, captured.err
 
@@ -66,6 +81,12 @@ TINY = (
     "callbacks=checkpoints",
     "trainer.max_epochs=2",
 )
+
+
+def merged(*arguments: str) -> list[str]:
+    """The arguments without those that a later one replaces: a command line has one for a key."""
+    last = {argument.lstrip("+~").partition("=")[0]: argument for argument in arguments}
+    return [argument for argument in arguments if argument in last.values()]
 
 
 def record_of(run_dir: Path) -> dict[str, Any]:
@@ -95,7 +116,7 @@ FEED: dict[str, Any] = {
 def started(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     """A run in a process of its own that has written its first checkpoint; its stderr is piped."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab", *arguments, f"hydra.run.dir={run_dir}"],
+        [sys.executable, "-m", "cifar_lab", *merged(*arguments), f"hydra.run.dir={run_dir}"],
         env=environment(),
         cwd=run_dir.parent,
         stderr=subprocess.PIPE,

@@ -19,7 +19,7 @@ import pytest
 from cifar_lab.dashboard import free_port
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.training.tensorboard import RESULTS
-from tests.conftest import TINY, environment, record_of
+from tests.conftest import TINY, environment, merged, record_of
 from tests.test_dashboard import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -50,7 +50,7 @@ DEEP_TEXT = """() => {
 
 def command(folder: Path, *arguments: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "cifar_lab", *arguments],
+        [sys.executable, "-m", "cifar_lab", *merged(*arguments)],
         env=environment(XDG_CACHE_HOME=str(folder / "cache")),
         cwd=folder,
         check=True,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY, environment, record_of, started
+from tests.conftest import TINY, environment, merged, record_of, started
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -261,7 +261,7 @@ def test_a_crash_is_recorded_and_its_log_is_named(lab: Lab, tmp_path: Path) -> N
 
 def _child(*arguments: str, cwd: Path) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_lab", *arguments],
+        [sys.executable, "-m", "cifar_lab", *merged(*arguments)],
         cwd=cwd,
         env=environment(),
         capture_output=True,

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tests.conftest import REPOSITORY, TINY, environment, record_of
+from tests.conftest import REPOSITORY, TINY, environment, merged, record_of
 
 
 def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
@@ -33,5 +33,5 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
 
     where = run("-c", "import cifar_lab.config as c; print(c.__file__, c.conf_dir())")
     assert all(Path(path).is_relative_to(installed) for path in where.split())
-    run("-m", "cifar_lab", *TINY, "trainer.max_epochs=1", "hydra.run.dir=run")
+    run("-m", "cifar_lab", *merged(*TINY, "trainer.max_epochs=1", "hydra.run.dir=run"))
     assert record_of(elsewhere / "run")["status"] == "finished"

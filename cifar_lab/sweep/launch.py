@@ -189,7 +189,7 @@ def run_jobs(
             supervisor.run()
     except Interrupted as stop:
         _print_failures(jobs)
-        _print_continue(folder.path)
+        print_continue(folder.path)
         stop.told = True
         raise
     failed = _print_failures(jobs)
@@ -197,7 +197,7 @@ def run_jobs(
     if master.report:
         write_report(folder.path)
     if any(job.status in ("queued", "interrupted") for job in jobs):
-        _print_continue(folder.path)
+        print_continue(folder.path)
     return 1 if failed else 0
 
 
@@ -374,8 +374,9 @@ def _print_failures(jobs: Sequence[SweepJob]) -> bool:
     return bool(failed)
 
 
-def _print_continue(path: Path) -> None:
-    kept = [a for a in _arguments() if not a.startswith("hydra.sweep.dir=")]
+def print_continue(path: Path) -> None:
+    """Says the command that takes up the sweep in ``path``."""
+    kept = [a for a in _arguments() if not a.lstrip("+").startswith("hydra.sweep.dir=")]
     command = command_line([*kept, f"hydra.sweep.dir={path}"])
     print(f"cifar_lab: to continue: {command}", file=sys.stderr, flush=True)
 

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab import config, identity
 from cifar_lab.errors import InputError
+from cifar_lab.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
 from cifar_lab.sweep.compose import Composer
 
-# Settings of the sweep as a whole: one value for all of its jobs.
-OF_THE_SWEEP = ("slots", "retries", "job_timeout", "fail_fast", "report", "sweep")
 _DIGITS = 8  # of the digest, in a job's name: 2**32 of them
 
 
@@ -68,16 +65,18 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     Raises:
         InputError: what `config.compose` refuses, with the point's name before it.
     """
+    overrides = with_none(overrides)
     values = dict(split(override) for override in overrides)
     chosen = {key.lstrip("+~"): values[key] for key in composer.swept}
-    if of_the_sweep := sorted(set(chosen) & set(OF_THE_SWEEP)):
+    if of_the_sweep := sorted(set(chosen) & {*OF_THE_SWEEP, "sweep"}):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
         cfg = composer.compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+        check_merged(cfg, overrides)
+        resolved = config.run_config(cfg)
+    except config.COMPOSING_RAISES as error:
         raise at(chosen, str(config.explain(error, list(overrides)))) from error
-    resolved = config.run_config(cfg)
-    own = tuple(override for override in overrides if not _of_the_sweep(override))
+    own = tuple(o for o in overrides if not (is_of_the_sweep(o) or o.startswith("hydra.run.")))
     return Point(own, chosen, cfg, resolved, identity.digest(resolved))
 
 
@@ -114,8 +113,3 @@ def split(override: str) -> tuple[str, str]:
     """Key and value of an override."""
     key, _, value = override.partition("=")
     return key, value
-
-
-def _of_the_sweep(override: str) -> bool:
-    ours = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run.dir")
-    return override.lstrip("+~").startswith(ours)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -118,8 +117,6 @@ def enter(target: str, argument: Any, environment: Mapping[str, str], output: st
         os.dup2(file, 1)
         os.dup2(file, 2)
         os.close(file)
-    # Lightning starts further ranks as `python -m` what __main__ says it is
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("cifar_lab.__main__")
     try:
         sys.exit(pkgutil.resolve_name(target)(argument))
     except Interrupted as stop:

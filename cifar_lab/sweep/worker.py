@@ -135,6 +135,7 @@ def run_job(task: Task) -> int:
     """Runs the job as the door would run it alone; what it can't say itself is put on record."""
     started = time.perf_counter()
     _register()
+    os.environ.update(task.cfg.hydra.job.env_set)
     job = Job(
         task.cfg,
         run_dir=task.run_dir,

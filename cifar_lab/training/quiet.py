@@ -54,6 +54,8 @@ _IGNORED = (
     (r"It is recommended to use `self\.log\('[^']+', \.\.\., sync_dist=True\)`", UserWarning),
     # trainer.accelerator=cpu was asked for
     (r"GPU available but not used", UserWarning),
+    # on a cluster's login node; who started us is our own business (cifar_lab.distributed)
+    (r"The `srun` command is available on your system but is not used", UserWarning),
     # 16-mixed: the scaler skips its first steps until the scale fits: Lightning#5558
     (r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`", UserWarning),
     # Lightning's own use of torch's pytree, every step: Lightning#21326. Last, which makes it the

@@ -26,6 +26,7 @@ import cifar_lab.training.fit
 from cifar_lab.__main__ import main
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.metrics_csv import MetricsCsv
+from tests.conftest import merged
 
 _SERVER = get_context("forkserver")
 # Every call by which a run changes what lies on the disk under a name, or makes it last.
@@ -52,7 +53,7 @@ def _door(
         os.dup2(file.fileno(), 2)
     if fault is not None:
         _FAULTS[fault["kind"]](**{k: v for k, v in fault.items() if k != "kind"})
-    sys.exit(main(arguments))
+    sys.exit(main(merged(*arguments)))
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, environment
+from tests.conftest import TINY, environment, merged
 
 DIGEST = "d7c0b9ac" * 8
 
@@ -140,7 +140,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environ = environment(XDG_CACHE_HOME=str(folder / "cache"))
     runs = folder / "outputs" / "depth"
     subprocess.run(
-        [*command, *swept, f"hydra.sweep.dir={runs}"], env=environ, cwd=folder, check=True
+        merged(*command, *swept, f"hydra.sweep.dir={runs}"), env=environ, cwd=folder, check=True
     )
     # a rate at which no network of this world stays finite
     ends = subprocess.run(

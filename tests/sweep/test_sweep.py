@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from cifar_lab.identity import run_digest
-from tests.conftest import TINY, environment, record_of
+from tests.conftest import TINY, environment, merged, record_of
 from tests.sweep.conftest import SMALL
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -235,7 +235,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 
 def started(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab", "-m", *arguments],
+        [sys.executable, "-m", "cifar_lab", "-m", *merged(*arguments)],
         env=environment(),
         cwd=cwd,
         stdout=subprocess.DEVNULL,

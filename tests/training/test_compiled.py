@@ -16,7 +16,7 @@ from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.compiled import prepare
-from tests.conftest import FEED, TINY, environment, record_of
+from tests.conftest import FEED, TINY, environment, merged, record_of
 from tests.test_resume import stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -110,7 +110,7 @@ def test_a_narrow_network_survives_odd_batches_on_several_threads(tmp_path: Path
     # with channels_last it dies of a corrupted heap (uxlfoundation/oneDNN#6035)
     arguments = (*ARGUMENTS[:-1], "threads=2", "data.batch_size=25", "hydra.run.dir=run")
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_lab", *arguments],
+        [sys.executable, "-m", "cifar_lab", *merged(*arguments)],
         env=environment(XDG_CACHE_HOME=str(tmp_path / "cache")),
         cwd=tmp_path,
         capture_output=True,

@@ -1,0 +1,122 @@
+"""A grid that one of Hydra's own launchers runs, in this process, in others, or on other machines.
+
+Only how a job ended is ours to say, and its record says it: what a launcher hands back depends on
+where its jobs ran.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab import config
+from cifar_lab.errors import Interrupted, JobFailed
+from cifar_lab.overrides import check_merged, with_none
+from cifar_lab.sweep.folder import record_of
+from cifar_lab.sweep.launch import print_continue
+from cifar_lab.sweep.points import at, split, varying
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.utils import JobReturn
+    from hydra.plugins.launcher import Launcher
+    from omegaconf import DictConfig
+
+
+def run_grid(
+    master: DictConfig, loader: ConfigLoader, launcher: Launcher, batch: Sequence[Sequence[str]]
+) -> int:
+    """Runs the batch to its end and lists what failed; returns the exit status.
+
+    Args:
+        master: the sweep's own configuration, ``hydra.sweep.dir`` among it.
+        loader: Hydra's.
+        launcher: set up.
+        batch: each job's overrides.
+
+    Raises:
+        InputError: a job that can't be composed; nothing has run.
+        Interrupted: stopped; the command that continues has been printed.
+    """
+    from omegaconf import OmegaConf
+
+    jobs = [with_none(overrides) for overrides in batch]
+    swept = varying(jobs)
+    labels = [{key: value for key, value in map(split, job) if key in swept} for job in jobs]
+    folders = [
+        _folder(master, loader, job, number, label)
+        for number, (job, label) in enumerate(zip(jobs, labels, strict=True))
+    ]
+    sweep_dir = Path(master.hydra.sweep.dir)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(master, sweep_dir / "multirun.yaml")  # as Hydra's sweeper does
+    returned: Sequence[JobReturn] = []
+    lost = ""
+    try:
+        returned = launcher.launch(jobs, initial_job_idx=0)
+    except Interrupted as stop:
+        print_continue(sweep_dir)
+        stop.told = True
+        raise
+    except Exception as error:  # whatever a launcher makes of a process that it lost
+        lost = config.first_line(f"{type(error).__name__}: {error}")
+    failed = []
+    for number, label in enumerate(labels):
+        done = returned[number] if number < len(returned) else None
+        folder = _reported(done) or folders[number]
+        if reason := _failure(folder, done, lost):
+            name = " ".join(f"{key}={value}" for key, value in label.items()) or folder.name
+            failed.append(f"  {name}: {reason}; folder: {folder}")
+    if lost:
+        print(f"cifar_lab: the launcher stopped: {lost}", file=sys.stderr)
+    if failed:
+        print("\n".join([f"{len(failed)} of {len(jobs)} jobs failed:", *failed]), file=sys.stderr)
+    return 1 if failed or lost else 0
+
+
+def _folder(
+    master: DictConfig,
+    loader: ConfigLoader,
+    overrides: Sequence[str],
+    number: int,
+    label: dict[str, str],
+) -> Path:
+    """Where a job will run, as far as it is known before; raises InputError as `run_grid`."""
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        cfg = loader.load_sweep_config(master, list(overrides))
+        check_merged(cfg, overrides)
+    except config.COMPOSING_RAISES as error:
+        raise at(label, str(config.explain(error, list(overrides)))) from error
+    with open_dict(cfg):
+        cfg.hydra.job.id = cfg.hydra.job.num = number
+    with suppress(OmegaConfBaseException):  # what only the launcher can know, its own job's number
+        return Path(master.hydra.sweep.dir, str(cfg.hydra.sweep.subdir)).absolute()
+    return Path(master.hydra.sweep.dir).absolute()
+
+
+def _reported(done: JobReturn | None) -> Path | None:
+    if done is None or done.hydra_cfg is None:
+        return None
+    return Path(str(done.hydra_cfg.hydra.runtime.output_dir))
+
+
+def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
+    """Why a job counts as failed; empty where its record says that it doesn't."""
+    record: dict[str, Any] = record_of(folder) or {}
+    status = record.get("status")
+    # not by `return_value`, which raises what it holds and writes to standard error
+    raised = getattr(done, "_return_value", None)
+    if status in ("finished", "pruned"):
+        # another run's, in whose folder this one was refused
+        return raised.reason if isinstance(raised, JobFailed) else ""
+    if status is not None:
+        return f"{status}: {record.get('error') or 'its process is gone'}"
+    if isinstance(raised, JobFailed):
+        return raised.reason
+    return config.first_line(str(raised or lost)) or "left no record"

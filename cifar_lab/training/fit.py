@@ -97,8 +97,6 @@ def run(
 
         parts.classifier.keep_result = keep
         trainer.test(parts.classifier, datamodule=data, verbose=False)
-        if "test/acc" not in metrics:  # trainer.limit_test_batches=0
-            keep({})
         metrics.update(metrics_of(trainer))
     if record is not None:
         record.update(metrics=metrics)  # with what callbacks have added

@@ -252,12 +252,3 @@ def test_a_failure_after_the_test_is_one_but_the_result_is_on_record(
     with np.load(tmp_path / "run" / "predictions.npz") as kept:
         assert (kept["logits"].argmax(1) == kept["labels"]).mean() == record["metrics"]["test/acc"]
     assert math.isfinite(record["metrics"]["test/loss"])
-
-
-def test_without_test_batches_there_is_no_result_and_no_failure(lab: Lab, tmp_path: Path) -> None:
-    none = "trainer.limit_test_batches=0"
-    status, _, err = lab(*SMALL, *TEN, none, f"hydra.run.dir={tmp_path}/run")
-    assert status == 0, err
-    record = record_of(tmp_path / "run")
-    assert record["status"] == "finished"
-    assert "test/acc" not in record["metrics"]

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import config
+from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
+from cifar_lab.config.overrides import check_merged, with_none
 from cifar_lab.errors import Interrupted, JobFailed
-from cifar_lab.overrides import check_merged, with_none
 from cifar_lab.sweep.folder import record_of
 from cifar_lab.sweep.launch import print_continue
 from cifar_lab.sweep.points import at, split, varying
@@ -62,7 +62,7 @@ def run_grid(
         stop.told = True
         raise
     except Exception as error:  # whatever a launcher makes of a process that it lost
-        lost = config.first_line(f"{type(error).__name__}: {error}")
+        lost = first_line(f"{type(error).__name__}: {error}")
     failed = []
     for number, label in enumerate(labels):
         done = returned[number] if number < len(returned) else None
@@ -91,8 +91,8 @@ def _folder(
     try:
         cfg = loader.load_sweep_config(master, list(overrides))
         check_merged(cfg, overrides)
-    except config.COMPOSING_RAISES as error:
-        raise at(label, str(config.explain(error, list(overrides)))) from error
+    except COMPOSING_RAISES as error:
+        raise at(label, str(explain(error, list(overrides)))) from error
     with open_dict(cfg):
         cfg.hydra.job.id = cfg.hydra.job.num = number
     with suppress(OmegaConfBaseException):  # what only the launcher can know, its own job's number
@@ -119,4 +119,4 @@ def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
         return f"{status}: {record.get('error') or 'its process is gone'}"
     if isinstance(raised, JobFailed):
         return raised.reason
-    return config.first_line(str(raised or lost)) or "left no record"
+    return first_line(str(raised or lost)) or "left no record"

@@ -33,16 +33,6 @@ def run_digest(config_digest: str, images: str) -> str:
     return hashlib.sha256(f"{config_digest} {images}".encode()).hexdigest()
 
 
-def same_images(images: str | None, data: Mapping[str, Any]) -> bool:
-    """Whether a run's images, ``data`` of its record, are those that a start finds now.
-
-    Args:
-        images: the digest of these; None: the official ones, which are not on this machine.
-        data: holds ``digest`` and ``official``.
-    """
-    return bool(data.get("official")) if images is None else images == data.get("digest")
-
-
 def is_no_identity(key: str) -> bool:
     """Whether a dotted key has no part in what a run computes."""
     return any(key == name or key.startswith(name + ".") for name in NOT_IDENTITY)

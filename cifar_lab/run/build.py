@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.compose import run_config
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import locate
 from cifar_lab.config.validate import (
     accelerator,
-    check,
     check_averages,
     check_devices,
     check_processes,
+    check_resolved,
 )
 from cifar_lab.errors import InputError
 from cifar_lab.records import processes
@@ -39,14 +38,18 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, run_dir: Path) -> Parts:
+def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
+
+    Args:
+        cfg: composed.
+        resolved: the same as `run_config` gave it.
+        run_dir: the run folder, which need not be there.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
     """
-    resolved = run_config(cfg)
-    check(cfg)  # loads what the targets need, torch and lightning among it
+    check_resolved(resolved)  # loads what the targets need, torch and lightning among it
     import lightning.pytorch as lightning
     import torch
 

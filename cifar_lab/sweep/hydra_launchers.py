@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, with_none
@@ -108,15 +108,14 @@ def _reported(done: JobReturn | None) -> Path | None:
 
 def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
     """Why a job counts as failed; empty where its record says that it doesn't."""
-    record: dict[str, Any] = record_of(folder) or {}
-    status = record.get("status")
+    record = record_of(folder)
     # not by `return_value`, which raises what it holds and writes to standard error
     raised = getattr(done, "_return_value", None)
-    if status in ("finished", "pruned"):
+    if record is not None and record.status in ("finished", "pruned"):
         # another run's, in whose folder this one was refused
         return raised.reason if isinstance(raised, JobFailed) else ""
-    if status is not None:
-        return f"{status}: {record.get('error') or 'its process is gone'}"
+    if record is not None:
+        return f"{record.status}: {record.error or 'its process is gone'}"
     if isinstance(raised, JobFailed):
         return raised.reason
     return first_line(str(raised or lost)) or "left no record"

@@ -22,11 +22,10 @@ from cifar_lab.config.messages import first_line
 from cifar_lab.config.validate import accelerator, check_devices, check_resolved
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
-from cifar_lab.records.record import command_line
+from cifar_lab.records.record import Data, close_for, command_line
 from cifar_lab.run import compatibility
-from cifar_lab.run.build import ALONE, FIT_TOGETHER, build_alone, build_data
-from cifar_lab.run.run import Job, run_under_hydra
-from cifar_lab.sweep.folder import close_record
+from cifar_lab.run.build import ALONE, FIT_TOGETHER, build, build_alone, build_data
+from cifar_lab.run.run import Request, data_warnings, run
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
 
@@ -52,10 +51,10 @@ def check(request: Check) -> int:
             kinds.append(accelerator(str(trainer.get("accelerator", "auto"))))
             compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
-            job = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
-            if job is not None and data_key(resolved) not in images:
-                images[data_key(resolved)] = job.data_facts["digest"]
-                warnings |= dict.fromkeys(job.data_warnings)
+            data = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
+            if data is not None and data_key(resolved) not in images:
+                images[data_key(resolved)] = data.digest
+                warnings |= dict.fromkeys(data_warnings(resolved, data))
             seen |= parts
         except InputError as error:
             wrong.append((index, str(error)))
@@ -91,16 +90,14 @@ def open_data(request: Open) -> int:
     return 0
 
 
-def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Job | None:
-    """Builds the parts of these groups; all of the job, which is returned, if they need others."""
+def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Data | None:
+    """Builds the parts of these groups; all of the run, if they need others, and tells its data."""
     if groups <= set(ALONE):
         check_devices(resolved["trainer"], resolved["optimizer"])
         for group in groups:
             build_alone(group, cfg)
         return None
-    job = Job(cfg, run_dir=Path("unused").absolute(), overrides=[], started=time.perf_counter())
-    job.build()
-    return job
+    return Data(**build(cfg, resolved, Path("unused").absolute()).data.facts)
 
 
 def _work(request: Check) -> list[float]:
@@ -140,19 +137,15 @@ def run_job(task: Task) -> int:
     started = time.perf_counter()
     _register()
     os.environ.update(task.cfg.hydra.job.env_set)
-    job = Job(
+    asked = Request(
         task.cfg,
         run_dir=task.run_dir,
-        overrides=list(task.overrides),
+        overrides=task.overrides,
         started=started,
         images=task.images or None,
     )
     try:
-        if job.finished_before():
-            return 0
-        job.build()
-        job.make_folder()
-        return run_under_hydra(job)
+        return run(asked)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, InputError):
@@ -163,20 +156,18 @@ def run_job(task: Task) -> int:
             traceback.print_exc()
             status = 1
         print(f"cifar_lab: {text}", flush=True)
-        close_record(
+        close_for(
             task.run_dir,
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "command": command_line(task.overrides),
-                "overrides": list(task.overrides),
-                "config_digest": config_digest(job.config),
-                "config": job.config,
-                "seed": job.config["seed"],
-                "device": platform.machine(),
-            },
-            "failed",
-            first_line(text),
+            status="failed",
+            error=first_line(text),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            command=command_line(task.overrides),
+            overrides=task.overrides,
+            config_digest=config_digest(asked.config),
+            config=asked.config,
+            seed=asked.config["seed"],
+            device=platform.machine(),
         )
         return status
 

@@ -77,6 +77,11 @@ class Classifier(LightningModule):
         self.test_labels = torch.empty(0, dtype=torch.int64)
         self.keep_result: Callable[[dict[str, float]], None] = lambda means: None
 
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the network, frozen ones included."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalized images (B, 3, 32, 32)."""
         logits: Tensor = self.network(images)

@@ -173,6 +173,11 @@ class RunRecord(_Part):
     metrics: dict[str, float | None] = {}
     checkpoints: tuple[str, ...] = ()
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _none_were_read(cls, data: Any) -> Any:
+        return Data() if data is None else data
+
     @field_validator("metrics")
     @classmethod
     def _accuracies_are_fractions(cls, metrics: dict[str, float | None]) -> Any:
@@ -200,16 +205,19 @@ class RunRecord(_Part):
         return record
 
     @property
+    def last_start(self) -> Start:
+        """The last one, as the record itself tells of it."""
+        shared = {name: getattr(self, name) for name in Start.model_fields if hasattr(self, name)}
+        return Start(**shared, resumed_from_step=None if self.resumed else 0)
+
+    @property
     def all_starts(self) -> tuple[Start, ...]:
         """Every start that the run has had, the first one first.
 
         A record of an older version tells of its last start alone, and not of the step it went on
         from; one that ended before it began (built wrong, or killed at once) of none.
         """
-        if self.starts or not self.packages:
-            return self.starts
-        shared = {name: getattr(self, name) for name in Start.model_fields if hasattr(self, name)}
-        return (Start(**shared, resumed_from_step=None if self.resumed else 0),)
+        return self.starts or ((self.last_start,) if self.packages else ())
 
     def with_fields(self, **fields: Any) -> Self:
         """The record with other values for some fields, each checked as when it is read."""

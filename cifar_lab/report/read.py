@@ -56,7 +56,7 @@ class Run:
         """
         known = self.record.all_starts
         anew = [at for at, start in enumerate(known) if not start.resumed_from_step]
-        return known[max(anew, default=0) :] or (Start(),)
+        return known[max(anew, default=0) :] or (self.record.last_start,)
 
     def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Test labels and predicted classes, (N,) each in dataset order; None where none lie."""
@@ -178,7 +178,7 @@ def _selection(record: RunRecord, curves: Curves) -> float | None:
     last, best = record.metrics.get("val/acc"), record.best_epoch
     if record.tested != "best" or best is None or "val/acc" not in curves:
         return last
-    if record.starts:
+    if "starts" in record.model_fields_set:
         return last  # and no row of a curve, which in an epoch validated twice may be another's
     # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]

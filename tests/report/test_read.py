@@ -77,12 +77,12 @@ def test_without_metrics_csv_the_curves_come_from_tensorboard_events(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "Expecting property name"),
-        ("[]", "not a record"),
-        ('{"schema": 99}', "not a record"),
+        ("{", "Invalid JSON"),
+        ("[]", "should be an object"),
+        ('{"schema": 99}', "schema: "),
         ('{"schema": 1, "status": "finished"}', "no configuration"),
-        ('{"schema": 1, "status": "finished", "config": 3}', "no mapping"),
-        ("[" * 100_000, "recursion"),
+        ('{"schema": 1, "status": "finished", "config": 3}', "config: "),
+        ("[" * 100_000, "recursion limit"),
     ],
 )
 def test_a_broken_record_is_listed_and_the_others_are_read(
@@ -99,15 +99,24 @@ def test_a_broken_record_is_listed_and_the_others_are_read(
     assert "\n" not in why
 
 
-def test_fields_of_the_wrong_type_are_as_if_missing(tmp_path: Path) -> None:
-    write_run(
-        tmp_path / "odd", metrics=[1], timings="soon", data=None, overrides="x", parameters="many"
-    )
-    [run] = Reader(tmp_path).read().runs
-    assert (run.test, run.fit_s, run.data, run.overrides, run.parameters) == (None,) * 3 + (
-        (),
-        None,
-    )
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metrics": [1]},
+        {"timings": "soon"},
+        {"overrides": "x"},
+        {"parameters": "many"},
+        {"metrics": {"test/acc": 95.0}},
+        {"metrics": {"train/loss": 10**400}},
+        {"starts": [3]},
+    ],
+)
+def test_fields_that_can_not_be_are_told_of(tmp_path: Path, fields: dict[str, Any]) -> None:
+    write_run(tmp_path / "odd", **fields)
+    reading = Reader(tmp_path).read()
+    assert reading.runs == ()
+    [(name, why)] = reading.broken
+    assert (name, why.startswith(next(iter(fields)))) == ("odd", True)
 
 
 def test_a_broken_metrics_csv_costs_the_curves_only(tmp_path: Path) -> None:

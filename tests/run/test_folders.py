@@ -47,7 +47,7 @@ def make(tmp_path: Path) -> Make:
             (checkpoints(folder) / name).touch()
         config = config or resolved()
         ours = {"config": config, "config_digest": config_digest(config), "status": "finished"}
-        epochs = config["trainer"]["max_epochs"]
+        epochs = config["trainer"]["max_epochs"] or 0
         RunRecord.model_validate({**ours, "epochs": epochs, **fields}).write(folder)
         return folder, copy.deepcopy(config)
 

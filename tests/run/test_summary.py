@@ -93,4 +93,4 @@ def test_a_record_of_little_prints_what_it_has():
     ],
 )
 def test_official_and_other_bytes_are_told_apart(data, words):
-    assert words in describe_data(data)
+    assert words in describe_data(Data.model_validate(data))

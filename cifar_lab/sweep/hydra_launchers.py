@@ -44,7 +44,9 @@ def run_grid(
     from omegaconf import OmegaConf
 
     swept = varying(batch)
-    labels = [{key: value for key, value in map(split, job) if key in swept} for job in batch]
+    labels = [
+        {key.lstrip("+~"): value for key, value in map(split, job) if key in swept} for job in batch
+    ]
     jobs = [with_none(overrides) for overrides in batch]
     folders = [
         _folder(master, loader, job, number, label)

@@ -1,4 +1,4 @@
-"""Nothing that a person types is ignored without a word: it counts, or it is refused in one line."""
+"""What a person types counts, or is refused in one line: nothing of it is ignored."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_run_without_logger_and_callbacks_leaves_neither(lab: Lab, tmp_path: P
 REFUSED = [
     (["trainer.max_steps=0"], "trainer.max_steps=0: must be at least 1, or -1", ""),
     (["trainer.max_steps=-2"], "trainer.max_steps=-2: must be at least 1, or -1", ""),
-    (["trainer.max_time=00:00:00:00"], "trainer.max_time=00:00:00:00: must be above 0", ""),
+    (["+trainer.max_time=00:00:00:00"], "trainer.max_time=00:00:00:00: must be above 0", ""),
     (["+trainer.min_epochs=9"], "trainer.min_epochs=9: must be at most max_epochs", ""),
     *[
         ([spelling.format(g=group)], f"{spelling.format(g=group)}: a run needs one", group)
@@ -154,7 +154,8 @@ REFUSED = [
     (["-m", "hydra.mode=RUN"], "hydra.mode=RUN: contradicts -m", ""),
     (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: ", "hydra/launcher=basic"),
     (["hydra.mode=MULTIRUN", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: ", "a digest"),
-    (["-m", "logger={csv: {}}"], "logger.csv", ""),
+    (["-m", "logger={csv: {}}"], "logger.csv={}: changes nothing", "~logger.csv leaves it out\n"),
+    (["++optimizer={}"], "optimizer={}: changes nothing", "~optimizer."),
 ]
 
 
@@ -162,7 +163,7 @@ REFUSED = [
 def test_what_would_have_no_effect_is_one_line(
     lab: Lab, tmp_path: Path, arguments: list[str], start: str, part: str
 ) -> None:
-    status, out, err = lab("data=synthetic", *arguments)
+    status, out, err = lab(*TINY, *arguments)
     assert (status, out) == (2, ""), err
     assert err.startswith(f"cifar_lab: {start}")
     assert len(err.strip().splitlines()) == 1

@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_fails_the_sweep(lab: Lab, fates: str) -> None:
     assert "the launcher stopped: BrokenProcessPool" in err
     # neither the one that was lost nor the one that the launcher never started counts as done
     assert "2 of 2 jobs failed:" in err
-    assert "callbacks.fate.how=kill: running: its process is gone" in err
+    assert "callbacks.fate.how=kill: interrupted: its process is gone" in err, err
 
 
 def test_a_wrong_point_and_a_folder_in_use_are_wrong_input(lab: Lab, tmp_path: Path) -> None:

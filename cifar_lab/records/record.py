@@ -195,7 +195,7 @@ class RunRecord(_Part):
         """
         text = (run_dir / FILE_NAME).read_text(encoding="utf-8")
         try:
-            record = cls.model_validate_json(text, strict=True)
+            record = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

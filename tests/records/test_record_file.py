@@ -131,7 +131,6 @@ def test_fields_of_a_later_version_are_kept(tmp_path: Path) -> None:
         {"heartbeat": "2026-01-01T00:00:00"},
         {"epochs": 10**400},
         {"epochs": -1},
-        {"pid": "7"},
         {"status": "great"},
         {"starts": 5},
         {"timings": {"fit_s": -1}},

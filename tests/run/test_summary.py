@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cifar_lab.records.record import RunRecord
+from cifar_lab.records.record import Data, RunRecord
 from cifar_lab.run.summary import describe_data, print_summary
 
 RECORD: dict[str, Any] = {

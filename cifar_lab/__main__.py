@@ -223,8 +223,8 @@ def door() -> NoReturn:
     gc.disable()
     status = main()
     # what its own end does before that: threads, what others registered, the streams
-    threading._shutdown()  # type: ignore[attr-defined]  # private
-    atexit._run_exitfuncs()
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  (no public way)
+    atexit._run_exitfuncs()  # noqa: SLF001  (no public way)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()

@@ -212,7 +212,8 @@ class StudySource:
         """A trial that was left, or a new one while there are fewer than ``n_trials``."""
         while self._left or self._wanted():
             if self._left:
-                trial = Trial(self._study, self._left.pop(0)._trial_id)
+                left = self._left.pop(0)
+                trial = Trial(self._study, left._trial_id)  # noqa: SLF001  (Trial wants no other)
             else:
                 trial = self._study.ask(dict(self._space.distributions))
             point = self._make_point(self._space.overrides(trial.params))

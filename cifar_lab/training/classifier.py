@@ -18,6 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from cifar_lab.data.feed.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
 from cifar_lab.training.layout import layout_of, window_weight
+from cifar_lab.training.lightning_internals import (
+    add_logged_steps,
+    counted_step,
+    datamodule_of,
+)
 from cifar_lab.training.momentum import keep_momentum_defined
 from cifar_lab.training.steps.cuda_graph import WholeStep
 from cifar_lab.training.steps.multistep import size_of, translate_progress
@@ -151,12 +156,11 @@ class Classifier(LightningModule):
             if self._whole_step is None:
                 self._make_step(optimizer, (images, labels))
             else:
-                optimizer._on_before_step()  # Lightning counts its own optimizers' steps alone
-                self._whole_step(images, labels)
-                optimizer._on_after_step()
+                with counted_step(optimizer):
+                    self._whole_step(images, labels)
             scheduler.step()
         # the number that loggers are given counts steps; Lightning adds one for this call
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped += batches_in(batch) - 1
+        add_logged_steps(self.trainer, batches_in(batch) - 1)
         return None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
@@ -243,7 +247,7 @@ class Classifier(LightningModule):
             self._whole_step = self._whole_step_kind(
                 step=self._step_on_device,
                 optimizer=self.trainer.optimizers[0],
-                batch_size=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+                batch_size=datamodule_of(self.trainer).batch_size,
                 device=self.device,
             )
 

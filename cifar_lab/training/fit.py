@@ -24,6 +24,7 @@ from cifar_lab.training.callbacks.lifecycle import KeepRecord, RestoreRng, StopI
 from cifar_lab.training.callbacks.timings import Timings
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.layout import WatchLayout
+from cifar_lab.training.lightning_internals import callbacks_of, set_callbacks
 from cifar_lab.training.loggers.metrics_csv import FILE_NAME as METRICS_FILE
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import FOLDER as TENSORBOARD_FOLDER
@@ -119,7 +120,7 @@ def _put_in_place(
         best = files.best_checkpoint(run_dir, checkpoints.best_step)
         classifier.load_state_dict(best["state_dict"])
         return _validation(best["run"]["metrics"])
-    if resume_from is not None and trainer.fit_loop.skip:
+    if resume_from is not None and not watch.trained:
         # over before it was taken up: no callback has put the averages of weights in place
         classifier.load_state_dict(load(resume_from)["state_dict"])
     elif checkpoints is not None and watch.changed_at_the_end:
@@ -153,7 +154,7 @@ def _because(data: DataModule, checkpoints: Checkpoints | None, watch: WatchLayo
 def _add_callbacks(
     parts: Parts, record: Record | None, timings: Timings, watch: WatchLayout, run_dir: Path
 ) -> Checkpoints | None:
-    callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    callbacks = callbacks_of(parts.trainer)
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     own: list[Callback] = [watch, timings]
     if record is not None:
@@ -165,7 +166,8 @@ def _add_callbacks(
     # in order saves one too
     others = [c for c in callbacks if c is not checkpoints]
     last = [] if checkpoints is None else [checkpoints]
-    callbacks[:] = [*own, *others, StopInOrder(checkpoints=checkpoints), *last]
+    stop = StopInOrder(checkpoints=checkpoints)
+    set_callbacks(parts.trainer, [*own, *others, stop, *last])
     return checkpoints
 
 

@@ -229,6 +229,20 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_previous_one_used(
     same(whole, tmp_path / "cut")
 
 
+def test_the_last_weights_are_tested_of_a_run_that_went_on_from_the_previous_checkpoint(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SMALL, "data.val_size=0", "trainer.max_epochs=3")
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_at(monkeypatch, 15)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    flip(tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
+    assert status == 0, err
+    # previous.ckpt has long been another by the end: it holds the last epoch but one
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_when_all_checkpoints_are_damaged_nothing_is_touched(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,7 @@ class Checkpoints(Checkpoint, KnowsBlocks):
             "should_stop": trainer.should_stop,
         }
         if self._validation_to_come:
-            enter_validation(checkpoint["loops"]["fit_loop"])
+            enter_validation(checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

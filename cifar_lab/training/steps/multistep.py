@@ -9,7 +9,6 @@ are those of single steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -17,6 +16,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.feed.epoch import Blocks
+from cifar_lab.training.lightning_internals import (
+    callbacks_of,
+    set_calls_completed,
+    set_global_step,
+    set_limit_train_batches,
+    train_loader_state,
+)
 
 log = logging.getLogger("cifar_lab")
 
@@ -58,7 +64,7 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | N
     bound = trainer.max_steps if trainer.max_steps > -1 else None
     blocks = Blocks(size=size, full=full, batches=batches, max_steps=bound)
     data.hand_out_blocks(blocks)
-    trainer.limit_train_batches = 1.0  # of the blocks; the loader keeps the limit of the batches
+    set_limit_train_batches(trainer, 1.0)  # of the blocks; the loader keeps that of the batches
     return blocks
 
 
@@ -87,8 +93,7 @@ def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
         return f"trainer.gradient_clip_val={trainer.gradient_clip_val}"
     if validates_within_epochs(trainer):
         return f"trainer.val_check_interval={trainer.val_check_interval} validates within epochs"
-    callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    for callback in callbacks:
+    for callback in callbacks_of(trainer):
         if not isinstance(callback, KnowsBlocks) and _sees_steps(callback):
             return f"the callback {type(callback).__name__} looks at every step"
     return None
@@ -126,19 +131,9 @@ def translate_progress(checkpoint: dict[str, Any], blocks: Blocks | None) -> Non
     """Has a checkpoint's loops count in calls of this start, where ``steps_per_call`` changed."""
     if checkpoint["steps_per_call"] == size_of(blocks):
         return
-    loops = checkpoint["loops"]["fit_loop"]
-    batches = loops["state_dict"]["combined_loader"][0]["position"]
-    calls = batches if blocks is None else blocks.index(batches)
-    current = loops["epoch_loop.batch_progress"]["current"]
-    # the last call may be in different stages of its completion
-    loops["epoch_loop.batch_progress"]["current"] = {
-        stage: calls - (current["ready"] - count) for stage, count in current.items()
-    }
-    # Lightning reads global_step from one of these, and each knows only its own steps
-    steps = checkpoint["global_step"]
-    counted = {key: {"ready": steps, "completed": steps} for key in ("total", "current")}
-    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = counted
-    loops["epoch_loop.manual_optimization.optim_step_progress"] = counted
+    batches = train_loader_state(checkpoint)["position"]
+    set_calls_completed(checkpoint, batches if blocks is None else blocks.index(batches))
+    set_global_step(checkpoint, checkpoint["global_step"])
 
 
 def size_of(blocks: Blocks | None) -> int:

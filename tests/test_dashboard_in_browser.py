@@ -20,7 +20,7 @@ from cifar_lab.dashboard import free_port
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.training.loggers.tensorboard import RESULTS
 from tests.conftest import TINY, environment, merged, record_of
-from tests.test_dashboard import served
+from tests.support.dashboard import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

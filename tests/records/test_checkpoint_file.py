@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from cifar_lab.records.checkpoint_file import DamagedError, load, seal, verify
+from tests.support.hostile import Payload
 
 
 @pytest.fixture
@@ -43,14 +43,6 @@ def test_any_truncation_is_found(sealed: Path) -> None:
         sealed.write_bytes(data[:length])
         with pytest.raises(DamagedError):
             verify(sealed)
-
-
-class Payload:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.path}",)
 
 
 def test_a_sealed_pickle_with_a_payload_is_refused_and_never_runs(tmp_path: Path) -> None:

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
 from tests.support.images import write_zip
+from tests.support.own_images import BASE, OFFLINE, RUN, change, replace_in_place
+from tests.support.runs import stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
-
-# 55 training images, 11 steps an epoch
-BASE = (
-    *("data=cifar10", "data.batch_size=5", "model=resnet10", "model.num_blocks=[1]"),
-    *("model.width=4", "trainer=cpu", "threads=1", "scheduler=constant"),
-    *("callbacks=checkpoints", "logger=csv"),
-)
-OFFLINE = (*BASE, "data.offline=true", "data.val_size=5")
-RUN = (*OFFLINE, "trainer.max_epochs=2")
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C arrives in the middle of this step, once."""
-    pending, original = [step], Classifier.training_step
-
-    def stopped(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        if pending and self.global_step == pending[0]:
-            pending.pop()
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", stopped)
-
-
-def change(run_dir: Path, edit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Edits run.json as another version or machine would have written it."""
-    record = record_of(run_dir)
-    edit(record)
-    (run_dir / "run.json").write_text(json.dumps(record))
-    return record
 
 
 @pytest.fixture
@@ -56,14 +24,6 @@ def a(tmp_path: Path) -> Path:
 @pytest.fixture
 def b(tmp_path: Path) -> Path:
     return write_zip(tmp_path / "B.zip", 2)
-
-
-def replace_in_place(old: Path, new: Path) -> None:
-    """With a file of the same size, and with the old one's dates."""
-    status = old.stat()
-    assert new.stat().st_size == status.st_size
-    new.replace(old)
-    os.utime(old, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["finished", "interrupted"])

@@ -17,7 +17,7 @@ from cifar_lab.data.feed.epoch import EpochLoader, Share
 from cifar_lab.run.build import build
 from cifar_lab.training import layout
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, same, stop_at, weights
+from tests.support.runs import SMALL, same, stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 

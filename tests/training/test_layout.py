@@ -15,7 +15,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.run import compatibility
 from cifar_lab.training.callbacks.ema import Ema
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, stop_at
+from tests.support.runs import SMALL, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
 THEIRS = "lightning.pytorch.callbacks"

@@ -19,7 +19,7 @@ from cifar_lab.run.build import build
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.selection import is_better, meaning, mode_of
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, same, stop_at, stop_in
+from tests.support.runs import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 # 8 steps an epoch, 4 batches of held-out images

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cifar_lab.training.classifier import Classifier
-from tests.run.test_resume import SMALL, same, stop_at, stop_in, weights
+from tests.support.runs import SMALL, same, stop_at, stop_in, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 BARE = ("~callbacks.progress", "~callbacks.pictures", "~callbacks.overview")

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY
-from tests.run.test_resume import stop_at, stop_in
+from tests.support.runs import stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 SMALL = (

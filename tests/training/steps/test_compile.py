@@ -17,7 +17,7 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.steps.compile import prepare
 from tests.conftest import FEED, TINY, environment, merged, record_of
-from tests.run.test_resume import stop_at, weights
+from tests.support.runs import stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 # no dropout: compiled, it draws other masks

@@ -21,7 +21,7 @@ from cifar_lab.data.feed.epoch import Blocks
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.steps.multistep import _sees_steps
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, same
+from tests.support.runs import SMALL, same
 
 Lab = Callable[..., tuple[int, str, str]]
 

@@ -55,12 +55,13 @@ def call_index(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_idx
 
 
-def calls_completed(trainer: Trainer) -> int:
-    """Calls of `training_step` that are over; of the epoch before until the next one begins.
+def calls_done(trainer: Trainer) -> int:
+    """Calls of `training_step` that are over; of the epoch before until the next one's first.
 
-    Unlike `call_index` right after a resume, before the first call.
+    Unlike `call_index` right also where a fit goes on, before its first call. Not ``completed``,
+    which is one less there: what is saved at a batch's end doesn't count that one yet.
     """
-    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
 
 def validation_may_follow(trainer: Trainer, batch_idx: int) -> bool:
@@ -103,7 +104,7 @@ def train_loader_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def set_calls_completed(checkpoint: dict[str, Any], calls: int) -> None:
+def set_calls_done(checkpoint: dict[str, Any], calls: int) -> None:
     """Has the fit that takes the checkpoint up begin behind ``calls`` of its epoch."""
     progress = _fit_loop(checkpoint)["epoch_loop.batch_progress"]
     current = progress["current"]

@@ -6,7 +6,7 @@ from cifar_lab.training.library_logging import quiet_libraries
 
 FIT_AND_TEST = """
 import sys, logging
-from conftest import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 from lightning.pytorch import Trainer
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.callbacks.test_figures import Pictures

@@ -20,7 +20,7 @@ from torch import Tensor
 from cifar_lab.formats import clock, epoch_rows, images_per_s, log_line, percent
 from cifar_lab.training.callbacks.display import Display
 from cifar_lab.training.callbacks.throughput import LaggedCopy, Rate, Sample
-from cifar_lab.training.lightning_internals import call_index, calls_completed
+from cifar_lab.training.lightning_internals import call_index, calls_done
 from cifar_lab.training.steps.multistep import KnowsBlocks, batches_done, batches_per_epoch
 
 _log = logging.getLogger("cifar_lab.progress")
@@ -192,7 +192,7 @@ class ProgressBar(LightningProgressBar, KnowsBlocks):
     # --- inside -------------------------------------------------------------------------------
 
     def _new_epoch(self, trainer: Trainer) -> _Epoch:
-        calls = calls_completed(trainer)
+        calls = calls_done(trainer)
         if calls >= trainer.num_training_batches:
             calls = 0  # the counters of the epoch before, not reset yet
         first_batch = batches_done(trainer, calls)

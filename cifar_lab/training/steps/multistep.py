@@ -18,7 +18,7 @@ from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.feed.epoch import Blocks
 from cifar_lab.training.lightning_internals import (
     callbacks_of,
-    set_calls_completed,
+    set_calls_done,
     set_global_step,
     set_limit_train_batches,
     train_loader_state,
@@ -132,7 +132,7 @@ def translate_progress(checkpoint: dict[str, Any], blocks: Blocks | None) -> Non
     if checkpoint["steps_per_call"] == size_of(blocks):
         return
     batches = train_loader_state(checkpoint)["position"]
-    set_calls_completed(checkpoint, batches if blocks is None else blocks.index(batches))
+    set_calls_done(checkpoint, batches if blocks is None else blocks.index(batches))
     set_global_step(checkpoint, checkpoint["global_step"])
 
 

@@ -18,6 +18,7 @@ from cifar_lab.formats import clock, percent
 from cifar_lab.training.callbacks import display
 from cifar_lab.training.callbacks.progress import ProgressBar
 from cifar_lab.training.callbacks.throughput import LaggedCopy, Rate, Sample
+from tests.conftest import REPOSITORY
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
@@ -221,7 +222,7 @@ from rich.console import Console
 from lightning.pytorch import Trainer
 from cifar_lab.training.callbacks.progress import ProgressBar
 from cifar_lab.training.library_logging import quiet_libraries
-from conftest import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 quiet_libraries()
 toy = Toy()
 toy.before_step = lambda batch: (print("step", flush=True), time.sleep(0.05))
@@ -232,11 +233,11 @@ trainer.fit(toy, datamodule=ToyData(train=1000, val=0, test=1))
 
 
 @pytest.mark.slow
-def test_ctrl_c_gives_the_cursor_back_on_a_real_terminal(request):
+def test_ctrl_c_gives_the_cursor_back_on_a_real_terminal():
     main, terminal = pty.openpty()
     environment = os.environ | {
         "TERM": "xterm-256color",
-        "PYTHONPATH": str(request.path.parent),
+        "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The report's loop: ToTensor and Normalize for each image, a DataLoader, ``.item()`` every step.
+"""The original report's loop: ToTensor and Normalize an image, a DataLoader, ``.item()`` a step.
 
 As a student writes it: torchvision's dataset, no workers, everything in the training process.
 """

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.records.record import FILE_NAME, read_record
 from cifar_lab.report.curves import Curves, read_curves
 
@@ -24,7 +24,7 @@ class Run:
 
     Attributes:
         name: the folder relative to what is reported on.
-        identity: dotted keys and plain values of all that decides the result, but the seed.
+        settings: dotted keys and plain values of all that decides the result, but the seed.
         data: SHA-256 of the decoded dataset; None where the run ended before it was read.
         selection: accuracy on the held-out images, in [0, 1], of the weights that were tested (of
             the last epoch where none were); None where nothing was held out.
@@ -36,7 +36,7 @@ class Run:
     status: str
     error: str | None
     seed: Any
-    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
     overrides: tuple[str, ...]
     data: str | None
     data_name: str
@@ -167,7 +167,7 @@ def _run(
         status=str(record.get("status")),
         error=next(iter(str(record.get("error") or "").splitlines()), None),
         seed=record.get("seed", config.get("seed")),
-        identity={k: v for k, v in flat.items() if k != "seed" and not is_no_identity(k)},
+        settings={k: v for k, v in flat.items() if k != "seed" and not changes_no_result(k)},
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
         data=None if digest is None else str(digest),
         data_name=str(data.get("name") or target.rpartition(".")[2].lower() or "unknown"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import config_digest, flatten, is_no_identity, same_images
+from cifar_lab.records.digest import changes_no_result, config_digest, flatten, same_images
 from cifar_lab.records.record import FILE_NAME, read_record
 
 
@@ -39,7 +39,7 @@ def check_images(
         run_dir: the folder.
         config: of this start, resolved.
         record: of the folder's run; one that ended before it had read any images fits all.
-        images: as in `identity.same_images`.
+        images: as in `digest.same_images`.
 
     Raises:
         InputError: they are others.
@@ -131,7 +131,7 @@ def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) ->
     differing = [
         key
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not is_no_identity(key)
+        if old.get(key) != new.get(key) and not changes_no_result(key)
     ]
     if not differing:  # a key that is new here, and null
         return 0

@@ -1,6 +1,6 @@
 """One job: a checked configuration becomes parts, the parts run in a folder, the record says how.
 
-The door and the sweeps run the same `Job`, so that a run in a sweep is the same run.
+The command line and the sweeps run the same `Job`, so that a run in a sweep is the same run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.files import remove_leftovers
 from cifar_lab.records.processes import rank
 from cifar_lab.records.record import FILE_NAME, Record, command_line, made_otherwise, now, starts_of
-from cifar_lab.run.build import build, build_data, device_name, spoken
+from cifar_lab.run.build import build, build_data, device_name, log_to_stderr
 from cifar_lab.run.resume import Earlier, check_images, look, root_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Job:
 
     def _check_images_of_finished(self, record: dict[str, Any]) -> None:
         try:
-            with spoken():
+            with log_to_stderr():
                 found = build_data(self.cfg).at_hand()
         except InputError as error:
             # a mistyped root must not be answered with the accuracy on the images of another

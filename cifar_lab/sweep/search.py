@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.sweep.folder import SweepFolder, images_of, record_of
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
@@ -137,7 +137,7 @@ def check_study(
 
 def _fixes_a_value(key: str) -> bool:
     # each machine of a shared study divides its own cores
-    return key != "threads" and not is_no_identity(key)
+    return key != "threads" and not changes_no_result(key)
 
 
 def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:

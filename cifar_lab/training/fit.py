@@ -30,7 +30,7 @@ from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from cifar_lab.training.loggers.tensorboard import TensorBoard, hparams_of
 from cifar_lab.training.steps.allocator import keep_freed_memory
-from cifar_lab.training.steps.cuda_graph import WholeStep
+from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import arrange
 
 log = logging.getLogger("cifar_lab")
@@ -53,7 +53,7 @@ def run(
     """Fits, tests the best checkpoint (the last where none is selected), and fills the record.
 
     Args:
-        parts: as built by the door.
+        parts: as built from the configuration.
         record: None on all ranks but the first.
         run_dir: the run folder.
         started: `time.perf_counter` when the process began.
@@ -69,10 +69,10 @@ def run(
         keep_freed_memory()
     timings, watch = Timings(started=started), WatchLayout()
     checkpoints = _add_callbacks(parts, record, timings, watch, run_dir)
-    blocks = arrange(trainer, data, parts.steps_per_call)
-    if parts.cuda_graph and blocks is None:
+    multistep = arrange(trainer, data, parts.steps_per_call)
+    if parts.cuda_graph and multistep is None:
         log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
-    parts.classifier.train_on(blocks, whole_step=WholeStep if parts.cuda_graph else None)
+    parts.classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, record, run_dir, resume_from)
     with signals.deferred():
         trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.feed.epoch import EpochLoader
 from cifar_lab.training.lightning_internals import call_index, callbacks_of, datamodule_of
-from cifar_lab.training.steps.multistep import KnowsBlocks, limited
+from cifar_lab.training.steps.multistep import SupportsMultistep, limited
 
 log = logging.getLogger("cifar_lab")
 
@@ -90,7 +90,7 @@ def window_weight(trainer: Trainer) -> float:
     return accumulated * share.images_of(index) / images
 
 
-class WatchLayout(Callback, KnowsBlocks):
+class WatchLayout(Callback, SupportsMultistep):
     """Compares what runs with what was laid out; read once an epoch.
 
     Comes before all other callbacks, and so sees what they did in the hook before.

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch.optim.swa_utils import AveragedModel
 
 # --- what the connectors hang on a Trainer --------------------------------------------------------
@@ -61,7 +62,9 @@ def calls_done(trainer: Trainer) -> int:
     Unlike `call_index` right also where a fit goes on, before its first call. Not ``completed``,
     which is one less there: what is saved at a batch's end doesn't count that one yet.
     """
-    return trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    assert isinstance(current, _ProcessedTracker)
+    return current.processed
 
 
 def validation_may_follow(trainer: Trainer, batch_idx: int) -> bool:

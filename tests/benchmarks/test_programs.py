@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from benchmarks import child, stand_in
+from benchmarks import child, random_images
 from benchmarks.contenders import MAKERS, NETWORKS, WARMUP_STEPS, Workload
 from benchmarks.programs import bare, harness, report_loop
 from benchmarks.programs.harness import Clock, Settings, StandIn
@@ -17,8 +17,8 @@ IMAGES = 2000
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stand_in") / "data"
-    stand_in.make(folder, IMAGES)
+    folder = tmp_path_factory.mktemp("random_images") / "data"
+    random_images.make(folder, IMAGES)
     return folder
 
 
@@ -102,11 +102,11 @@ def test_ours_reads_the_same_images_from_the_zip(data: Path) -> None:
     from cifar_lab.data.fetch import folders
 
     train, test = folders.read_zip(
-        data / stand_in.ZIP_NAME, folders.list_zip(data / stand_in.ZIP_NAME)
+        data / random_images.ZIP_NAME, folders.list_zip(data / random_images.ZIP_NAME)
     )
     pixels = {image.tobytes() for image in StandIn(data).data.transpose(0, 3, 1, 2)}
     assert {image.tobytes() for image in train.images} == pixels
-    assert len(test.labels) == stand_in.TEST_IMAGES
+    assert len(test.labels) == random_images.TEST_IMAGES
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The networks are those of the report: golden parameter counts, FLOPs and shapes."""
+"""The networks are those of the original report: golden parameter counts, FLOPs and shapes."""
 
 from __future__ import annotations
 

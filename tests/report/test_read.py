@@ -133,7 +133,7 @@ def test_the_configuration_may_lie_in_hydras_folder(tmp_path: Path) -> None:
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("optimizer:\n  lr: 0.3\nseed: 4\n")
     [run] = Reader(tmp_path).read().runs
-    assert run.identity == {"optimizer.lr": 0.3}
+    assert run.settings == {"optimizer.lr": 0.3}
 
 
 def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:

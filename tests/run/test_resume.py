@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_lab.records.checkpoint_file import seal
+from cifar_lab.records.checkpoint_file import add_digest
 from cifar_lab.training.callbacks import checkpoints
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import record_of
@@ -146,7 +146,7 @@ def empty(path: Path) -> None:
 def poison(path: Path) -> None:
     path.unlink()
     torch.save({"state_dict": Payload(path.parent / "proof")}, path)
-    seal(path)
+    add_digest(path)
 
 
 @pytest.mark.parametrize("damage", [flip, cut_off, empty, poison, Path.unlink])
@@ -307,7 +307,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(
     assert lab(*arguments)[0] == 130
     good = (tmp_path / "cut" / "checkpoints" / "last.ckpt").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "seal", full)
+        patch.setattr(checkpoints, "add_digest", full)
         status, _, err = lab(*arguments)
     assert status == 1
     assert err.strip().splitlines()[-1] == f"cifar_lab: log: {tmp_path / 'cut' / 'train.log'}"

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from tests.conftest import REPOSITORY
 from tests.support.toy import MakeData, MakeTrainer, Toy, ToyData
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> None:
-    quiet_libraries()
+    route_library_logging()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import constant, cosine
 from tests.conftest import FEED
 
@@ -39,7 +39,7 @@ def data(**changes: object) -> Synthetic:
 
 
 def fitted(folder: Path, *, lr: float = 0.05, **changes: object) -> tuple[Classifier, Trainer]:
-    quiet_libraries()
+    route_library_logging()
     seed_everything(11, verbose=False)
     classifier = Classifier(
         network=ResNet(num_blocks=[1, 1], width=4),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 
 FIT_AND_TEST = """
 import sys, logging
@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.callbacks.test_figures import Pictures
 from cifar_lab.training.callbacks.progress import ProgressBar
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 
 folder = sys.argv[1]
 logging.basicConfig(filename=folder + "/train.log", level=logging.INFO)
-quiet_libraries()
+route_library_logging()
 for val in (2, 0):
     trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=folder,
         logger=[TensorBoard(save_dir=folder), MetricsCsv(save_dir=folder)],
@@ -41,8 +41,8 @@ def test_a_fit_and_a_test_print_nothing_but_ours(tmp_path, run_python):
 
 
 def test_calling_it_twice_adds_no_second_filter():
-    quiet_libraries()
-    quiet_libraries()
+    route_library_logging()
+    route_library_logging()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         assert len(logging.getLogger(name).filters) == 1
 
@@ -50,6 +50,6 @@ def test_calling_it_twice_adds_no_second_filter():
 def test_a_warning_that_one_can_act_on_still_appears(recwarn):
     import warnings
 
-    quiet_libraries()
+    route_library_logging()
     warnings.warn("data.root: the disk is almost full", UserWarning, stacklevel=1)
     assert len(recwarn) == 1

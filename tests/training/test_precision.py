@@ -37,7 +37,7 @@ def numpy_of(logits: np.ndarray, labels: np.ndarray) -> tuple[int, float]:
     return int((logits.argmax(1) == labels).sum()), float(losses.mean())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS[:4])  # this machine's door refuses 16-true
+@pytest.mark.parametrize("precision", PRECISIONS[:4])  # the command line refuses 16-true
 def test_metrics_are_those_of_the_logits_that_were_kept(
     lab: Lab, tmp_path: Path, precision: str
 ) -> None:

@@ -1,6 +1,6 @@
 """What the Classifier logs, and when it gives up, held against a loop that does it by hand.
 
-Single steps and steps in blocks alike.
+Single steps and several per call alike.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def test_every_epoch_logs_what_a_loop_by_hand_counts(
 
 
 class AtStep(Callback):
-    """Does something in each epoch after a number of batches (or blocks of them)."""
+    """Does something in each epoch after a number of batches (or calls)."""
 
     def __init__(self, batch: int, what: Callable[[Trainer, LightningModule], None]) -> None:
         self._batch, self._what = batch, what

@@ -21,7 +21,7 @@ from cifar_lab.formats import clock, epoch_rows, images_per_s, log_line, percent
 from cifar_lab.training.callbacks.display import Display
 from cifar_lab.training.callbacks.throughput import LaggedCopy, Rate, Sample
 from cifar_lab.training.lightning_internals import call_index, calls_done
-from cifar_lab.training.steps.multistep import KnowsBlocks, batches_done, batches_per_epoch
+from cifar_lab.training.steps.multistep import SupportsMultistep, batches_done, batches_per_epoch
 
 _log = logging.getLogger("cifar_lab.progress")
 
@@ -42,7 +42,7 @@ class _Epoch:
         return self.training_s + running
 
 
-class ProgressBar(LightningProgressBar, KnowsBlocks):
+class ProgressBar(LightningProgressBar, SupportsMultistep):
     """Epoch, batch, loss, accuracies, images/s and time left; a line stays for each epoch.
 
     Every finished epoch is also logged at INFO, terminal or not. The module gives

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.training.lightning_internals import purge_step_of, set_purge_step
 
 log = logging.getLogger("cifar_lab")
@@ -170,7 +170,7 @@ def hparams_of(
     found["augment"] = _augmentation(config.get("augment") or {})
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key, value in flatten(config):
-        if key in typed and key not in found and not is_no_identity(key):
+        if key in typed and key not in found and not changes_no_result(key):
             found[key] = value
     if (precision := found["trainer.precision"]) is not None:
         found["trainer.precision"] = str(precision)  # 32 and bf16-mixed are both allowed

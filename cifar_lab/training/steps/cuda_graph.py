@@ -39,7 +39,7 @@ def check(optimizer: Optimizer, *, device: str, precision: str) -> None:
         )
 
 
-class WholeStep:
+class GraphedStep:
     """Makes optimizer steps: the first few kernel by kernel, then as replays of one recording.
 
     The learning rate becomes a float32 on the device while the optimizer steps, in every step

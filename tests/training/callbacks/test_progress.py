@@ -221,9 +221,9 @@ import time
 from rich.console import Console
 from lightning.pytorch import Trainer
 from cifar_lab.training.callbacks.progress import ProgressBar
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from tests.support.toy import Toy, ToyData
-quiet_libraries()
+route_library_logging()
 toy = Toy()
 toy.before_step = lambda batch: (print("step", flush=True), time.sleep(0.05))
 trainer = Trainer(accelerator="cpu", max_epochs=9, logger=False, enable_checkpointing=False,

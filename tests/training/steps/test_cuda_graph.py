@@ -24,9 +24,9 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged, InputError
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import cosine
-from cifar_lab.training.steps.cuda_graph import WARM_UPS, WholeStep, check
+from cifar_lab.training.steps.cuda_graph import WARM_UPS, GraphedStep, check
 from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED, TINY, record_of
 
@@ -34,7 +34,7 @@ Lab = Callable[..., tuple[int, str, str]]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Repeated(WholeStep):
+class Repeated(GraphedStep):
     """Runs the step where CUDA would replay it, with all that Python holds as it was recorded."""
 
     recordings = 0
@@ -66,10 +66,10 @@ def fitted(
     optimizer: Callable[..., torch.optim.Optimizer],
     *,
     size: int = 4,
-    whole_step: type[WholeStep] | None = None,
+    graphed_step: type[GraphedStep] | None = None,
     precision: str = "32-true",
 ) -> tuple[Classifier, Trainer]:
-    quiet_libraries()
+    route_library_logging()
     seed_everything(11, verbose=False)
     data = Synthetic(
         **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},  # type: ignore[arg-type]
@@ -97,8 +97,8 @@ def fitted(
         num_sanity_val_steps=0,
     )
     data.open()
-    blocks = arrange(trainer, data, size)
-    classifier.train_on(blocks, whole_step=whole_step)
+    multistep = arrange(trainer, data, size)
+    classifier.train_on(multistep, graphed_step=graphed_step)
     trainer.fit(classifier, datamodule=data)
     return classifier, trainer
 
@@ -115,7 +115,7 @@ OPTIMIZERS = {
 def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str) -> None:
     Repeated.recordings = Repeated.replays = 0
     plain, trainer = fitted(tmp_path, OPTIMIZERS[name], precision=precision)
-    ours, recorded = fitted(tmp_path, OPTIMIZERS[name], precision=precision, whole_step=Repeated)
+    ours, recorded = fitted(tmp_path, OPTIMIZERS[name], precision=precision, graphed_step=Repeated)
     assert Repeated.recordings == 1
     assert Repeated.replays == 3 * 8 - WARM_UPS
     assert recorded.global_step == trainer.global_step == 3 * 9
@@ -130,8 +130,8 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str)
 
 @pytest.mark.parametrize("size", [3, 16])
 def test_the_size_of_blocks_changes_nothing(tmp_path: Path, size: int) -> None:
-    reference, _ = fitted(tmp_path, OPTIMIZERS["sgd"], whole_step=Repeated)
-    other, _ = fitted(tmp_path, OPTIMIZERS["sgd"], size=size, whole_step=Repeated)
+    reference, _ = fitted(tmp_path, OPTIMIZERS["sgd"], graphed_step=Repeated)
+    other, _ = fitted(tmp_path, OPTIMIZERS["sgd"], size=size, graphed_step=Repeated)
     for key, value in reference.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
 
@@ -141,11 +141,11 @@ def test_the_first_bad_step_is_known_in_a_replay_too(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="became NaN or infinite at step") as plain:
         fitted(tmp_path, huge)
     with pytest.raises(Diverged) as recorded:
-        fitted(tmp_path, huge, whole_step=Repeated)
+        fitted(tmp_path, huge, graphed_step=Repeated)
     assert str(recorded.value) == str(plain.value)
 
 
-class Counted(WholeStep):
+class Counted(GraphedStep):
     """Says of which kind each step was."""
 
     @contextmanager

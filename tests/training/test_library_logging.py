@@ -9,7 +9,7 @@ import sys, logging
 from tests.support.toy import Toy, ToyData
 from lightning.pytorch import Trainer
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
-from cifar_lab.training.callbacks.test_figures import Pictures
+from cifar_lab.training.callbacks.prediction_figures import PredictionFigures
 from cifar_lab.training.callbacks.progress import ProgressBar
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.loggers.tensorboard import TensorBoard
@@ -21,7 +21,7 @@ for val in (2, 0):
     trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=folder,
         logger=[TensorBoard(save_dir=folder), MetricsCsv(save_dir=folder)],
         enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
-        callbacks=[ProgressBar(), Pictures()])
+        callbacks=[ProgressBar(), PredictionFigures()])
     toy, data = Toy(), ToyData(train=4, val=val, test=3)
     trainer.fit(toy, datamodule=data)
     trainer.test(toy, datamodule=data, verbose=False)

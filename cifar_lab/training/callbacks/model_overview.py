@@ -20,7 +20,7 @@ _FILTER_PIXELS = 36  # the width that a filter gets at least, on the screen
 _IN_A_ROW = 8
 
 
-class Overview(Callback):
+class ModelOverview(Callback):
     """Writes into TensorBoard; does nothing without one.
 
     Once per run: the resolved configuration (Text), the network (Graphs; left out where it can't

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
-from cifar_lab.training.callbacks.model_overview import FILTERS, Overview, as_text, filter_sheet
+from cifar_lab.training.callbacks.model_overview import (
+    FILTERS,
+    ModelOverview,
+    as_text,
+    filter_sheet,
+)
 from cifar_lab.training.callbacks.rng import rng_state
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 
@@ -34,7 +39,7 @@ def begin(run: Path, network: nn.Module, *, graph: bool = True, resumed: int | N
         board.resume(resumed)
     trainer: Any = SimpleNamespace(loggers=[board], global_step=40)
     module: Any = SimpleNamespace(network=network, hparams={"config": CONFIG})
-    overview = Overview(graph=graph)
+    overview = ModelOverview(graph=graph)
     overview.on_fit_start(trainer, module)
     return lambda: overview.on_train_end(trainer, module)
 

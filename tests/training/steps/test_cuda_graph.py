@@ -26,7 +26,7 @@ from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import cosine
-from cifar_lab.training.steps.cuda_graph import WARM_UPS, GraphedStep, check
+from cifar_lab.training.steps.cuda_graph import WARMUP_STEPS, GraphedStep, check
 from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED, TINY, record_of
 
@@ -41,10 +41,10 @@ class Repeated(GraphedStep):
     replays = 0
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def on_side_stream(self) -> Iterator[None]:
         yield
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         type(self).recordings += 1
         groups = self._optimizer.param_groups
 
@@ -117,7 +117,7 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str)
     plain, trainer = fitted(tmp_path, OPTIMIZERS[name], precision=precision)
     ours, recorded = fitted(tmp_path, OPTIMIZERS[name], precision=precision, graphed_step=Repeated)
     assert Repeated.recordings == 1
-    assert Repeated.replays == 3 * 8 - WARM_UPS
+    assert Repeated.replays == 3 * 8 - WARMUP_STEPS
     assert recorded.global_step == trainer.global_step == 3 * 9
     # the learning rate is a float32 on the device, which is all the difference
     for key, value in plain.state_dict().items():
@@ -149,11 +149,11 @@ class Counted(GraphedStep):
     """Says of which kind each step was."""
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def on_side_stream(self) -> Iterator[None]:
         self.kinds.append("warm-up")
         yield
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         self.kinds.append("recording")
         return lambda: self.kinds.append("replay")
 

@@ -11,8 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from cifar_lab.data.dataset import CLASSES
-from cifar_lab.training.callbacks import test_figures as pictures
-from cifar_lab.training.callbacks.test_figures import Pictures, confusion_matrix, worst_mistakes
+from cifar_lab.training.callbacks import prediction_figures as pictures
+from cifar_lab.training.callbacks.prediction_figures import (
+    PredictionFigures,
+    confusion_matrix,
+    worst_mistakes,
+)
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 
@@ -121,7 +125,7 @@ def test_classes_without_test_images_have_no_bar():
 def test_a_real_test_draws_three_pictures_at_the_step_of_its_scalars(
     tmp_path, toy, toy_data, make_trainer
 ):
-    trainer = make_trainer(logger=TensorBoard(save_dir=tmp_path), callbacks=[Pictures()])
+    trainer = make_trainer(logger=TensorBoard(save_dir=tmp_path), callbacks=[PredictionFigures()])
     trainer.fit(toy, datamodule=toy_data())
     trainer.test(toy, datamodule=toy_data(), verbose=False)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -160,7 +164,7 @@ def test_limited_test_batches_are_drawn_with_their_own_images(
     tmp_path, toy, toy_data, make_trainer
 ):
     board = TensorBoard(save_dir=tmp_path)
-    trainer = make_trainer(logger=board, callbacks=[Pictures()], limit_test_batches=1)
+    trainer = make_trainer(logger=board, callbacks=[PredictionFigures()], limit_test_batches=1)
     trainer.test(toy, datamodule=toy_data(), verbose=False)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
@@ -170,7 +174,7 @@ def test_limited_test_batches_are_drawn_with_their_own_images(
 def test_without_a_tensorboard_nothing_is_drawn(tmp_path, toy, toy_data, make_trainer, monkeypatch):
     monkeypatch.setattr(pictures, "rendered", lambda figure: pytest.fail("drew"))
     for logger in (False, MetricsCsv(save_dir=tmp_path)):
-        trainer = make_trainer(logger=logger, callbacks=[Pictures()])
+        trainer = make_trainer(logger=logger, callbacks=[PredictionFigures()])
         trainer.test(toy, datamodule=toy_data(), verbose=False)
         toy.outputs = []
 
@@ -178,5 +182,5 @@ def test_without_a_tensorboard_nothing_is_drawn(tmp_path, toy, toy_data, make_tr
 def test_an_empty_test_draws_nothing(tmp_path, toy):
     toy.test_logits, toy.test_labels = torch.empty(0, 10), torch.empty(0, dtype=torch.int64)
     board = TensorBoard(save_dir=tmp_path / "run")
-    Pictures().on_test_end(SimpleNamespace(loggers=[board]), toy)
+    PredictionFigures().on_test_end(SimpleNamespace(loggers=[board]), toy)
     assert not (tmp_path / "run").exists()

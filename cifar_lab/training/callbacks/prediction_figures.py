@@ -35,7 +35,7 @@ _HEAD_INCHES = 0.6
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
-class Pictures(Callback):
+class PredictionFigures(Callback):
     """Draws the test into TensorBoard; does nothing without one.
 
     Pictures ``test/confusion_matrix``, ``test/per_class_accuracy`` and ``test/worst_mistakes``, and

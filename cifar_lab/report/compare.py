@@ -201,8 +201,10 @@ def _by_seed(group: Group) -> list[Run]:
 
 def best_run(ranking: Ranking) -> Run:
     """The run of the best configuration with the highest accuracy that selects."""
-    pick = (lambda run: run.selection) if ranking.held_out else (lambda run: run.test)
-    return max(ranking.ranked[0].counted, key=lambda run: pick(run) or 0.0)
+    return max(
+        ranking.ranked[0].counted,
+        key=lambda run: (run.selection if ranking.held_out else run.test) or 0.0,
+    )
 
 
 def indistinguishable(ranking: Ranking) -> list[Group]:

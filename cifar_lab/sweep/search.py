@@ -188,7 +188,7 @@ class StudySource:
             zip(settings["objectives"], settings["directions"], strict=True)
         )
         self._prunes = settings["pruner"] is not None
-        self._n_trials = settings["n_trials"]
+        self._n_trials: int = settings["n_trials"]
         if settings["sampler"] == "grid":
             self._n_trials = min(self._n_trials, len(space.grid()))
         self._alone = settings["storage"] is None  # nobody else has trials in it

@@ -124,7 +124,7 @@ def _operations(cfg: DictConfig) -> int:
             build_alone("model", cfg)(torch.empty(2, 3, 32, 32))
     except Exception:  # a network that looks at its values, for instance
         return 0
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _devices(devices: object) -> int:

@@ -10,7 +10,7 @@ from torchvision import transforms
 from benchmarks import child, random_images
 from benchmarks.contenders import MAKERS, NETWORKS, WARMUP_STEPS, Workload
 from benchmarks.programs import bare, harness, report_loop
-from benchmarks.programs.harness import Clock, Settings, StandIn
+from benchmarks.programs.harness import Clock, Settings, UnofficialCIFAR10
 
 IMAGES = 2000
 
@@ -90,7 +90,7 @@ def test_all_programs_see_the_same_pixels(data: Path) -> None:
     images, labels = bare.training_split(settings(data))
     half = (0.5, 0.5, 0.5)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
-    report = StandIn(data, transform=transform)
+    report = UnofficialCIFAR10(data, transform=transform)
     assert len(images) == len(report) == IMAGES
     for index in (0, 7, IMAGES - 1):
         image, label = report[index]
@@ -104,7 +104,7 @@ def test_ours_reads_the_same_images_from_the_zip(data: Path) -> None:
     train, test = folders.read_zip(
         data / random_images.ZIP_NAME, folders.list_zip(data / random_images.ZIP_NAME)
     )
-    pixels = {image.tobytes() for image in StandIn(data).data.transpose(0, 3, 1, 2)}
+    pixels = {image.tobytes() for image in UnofficialCIFAR10(data).data.transpose(0, 3, 1, 2)}
     assert {image.tobytes() for image in train.images} == pixels
     assert len(test.labels) == random_images.TEST_IMAGES
 

@@ -93,7 +93,8 @@ def filter_sheet(network: nn.Module) -> Tensor | None:
     shade = 0.5 + weights / (2 * weights.abs().max().clamp(min=1e-12))
     scale = -(-_FILTER_PIXELS // weights.shape[-1])
     large = shade.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return make_grid(large, nrow=_IN_A_ROW, padding=2, pad_value=1.0)
+    sheet: Tensor = make_grid(large, nrow=_IN_A_ROW, padding=2, pad_value=1.0)
+    return sheet
 
 
 def _add_filters(board: TensorBoard, network: nn.Module, step: int) -> None:

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from cifar_lab.training.library_logging import route_library_logging
 
@@ -29,7 +34,9 @@ print("ours")
 """
 
 
-def test_a_fit_and_a_test_print_nothing_but_ours(tmp_path, run_python):
+def test_a_fit_and_a_test_print_nothing_but_ours(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     done = run_python(FIT_AND_TEST, str(tmp_path))
     assert done.stderr == ""
     assert done.stdout == "ours\n"
@@ -40,14 +47,14 @@ def test_a_fit_and_a_test_print_nothing_but_ours(tmp_path, run_python):
     assert "Tip" not in log
 
 
-def test_calling_it_twice_adds_no_second_filter():
+def test_calling_it_twice_adds_no_second_filter() -> None:
     route_library_logging()
     route_library_logging()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         assert len(logging.getLogger(name).filters) == 1
 
 
-def test_a_warning_that_one_can_act_on_still_appears(recwarn):
+def test_a_warning_that_one_can_act_on_still_appears(recwarn: pytest.WarningsRecorder) -> None:
     import warnings
 
     route_library_logging()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_the_clock_leaves_out_warm_up_and_pauses(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     clock = Clock(settings(data, steps=4))
     for _ in range(WARMUP_STEPS):
         now += 100

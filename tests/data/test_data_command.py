@@ -26,8 +26,8 @@ def command(*words: object, **options: Any) -> subprocess.Popen[str]:
     # PYTHONPATH: from any working directory, whether or not the package is installed
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    words = [sys.executable, "-m", "cifar_lab.data", *map(str, words)]
-    return subprocess.Popen(words, env=environment, **options)
+    line = [sys.executable, "-m", "cifar_lab.data", *map(str, words)]
+    return subprocess.Popen(line, env=environment, **options)
 
 
 def run(*words: object) -> tuple[int, str, str]:

@@ -70,8 +70,8 @@ def test_without_metrics_csv_the_curves_come_from_tensorboard_events(tmp_path: P
     writer.close()
     csv, events = Reader(tmp_path).read().runs
     assert csv.curves.keys() == events.curves.keys()
-    for name, values in csv.curves.items():
-        np.testing.assert_allclose(events.curves[name], values, rtol=1e-6)
+    for name, curve in csv.curves.items():
+        np.testing.assert_allclose(events.curves[name], curve, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

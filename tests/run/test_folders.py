@@ -14,7 +14,7 @@ import pytest
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import digest
+from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import process_started
 from cifar_lab.records.record import Record
 from cifar_lab.run.resume import Earlier, look
@@ -46,7 +46,7 @@ def make(tmp_path: Path) -> Make:
         for name in ("last.ckpt", "previous.ckpt"):
             (checkpoints(folder) / name).touch()
         config = config or resolved()
-        ours = {"config": config, "config_digest": digest(config), "status": "finished"}
+        ours = {"config": config, "config_digest": config_digest(config), "status": "finished"}
         record = Record(folder, {**ours, "epochs": config["trainer"]["max_epochs"], **fields})
         record.close(fields.get("status", "finished"))
         return folder, copy.deepcopy(config)

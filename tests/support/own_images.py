@@ -24,7 +24,7 @@ OFFLINE = (*BASE, "data.offline=true", "data.val_size=5")
 RUN = (*OFFLINE, "trainer.max_epochs=2")
 
 
-def change(run_dir: Path, edit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def change(run_dir: Path, edit: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Edits run.json as another version or machine would have written it."""
     record = record_of(run_dir)
     edit(record)

@@ -93,6 +93,7 @@ def test_a_run_config_is_everything_but_hydras_node() -> None:
     with open_dict(bare):
         del bare["hydra"]
     expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)
+    assert isinstance(expected, dict)
     assert list(run_config(cfg).items()) == list(expected.items())
 
 

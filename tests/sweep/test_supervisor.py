@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +79,7 @@ class Jobs:
         self.told: list[tuple[str, str]] = []  # what a person sees
         self.most = 0
         self.environments: dict[str, Mapping[str, str]] = {}
-        self.ticks = lambda: None
+        self.ticks: Callable[[], None] = lambda: None
         self._left = list(self.jobs.values())
 
     @staticmethod

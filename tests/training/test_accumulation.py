@@ -36,7 +36,7 @@ def plain_loop(arguments: tuple[str, ...], folder: Path, accumulated: int, limit
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
-    losses = []
+    losses: list[list[float]] = []
     for epoch in range(2):
         loader.set_epoch(epoch)
         batches = list(loader)[:limit]

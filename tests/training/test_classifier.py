@@ -129,7 +129,7 @@ def test_mixed_labels_count_as_the_larger_share() -> None:
     labels = 0.7 * nn.functional.one_hot(larger, 10) + 0.3 * nn.functional.one_hot(smaller, 10)
     answers = torch.cat([larger[:5], smaller[5:8], neither[8:]])
     logits = 3.0 * nn.functional.one_hot(answers, 10)
-    classifier._step((logits, labels), classifier.running_train())
+    classifier._loss_and_logits((logits, labels), classifier.running_train())
     loss_sum, correct, count = classifier.running_train().tolist()
     assert (correct, count) == (5, 12)
     assert loss_sum / 12 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))

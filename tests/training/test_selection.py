@@ -17,7 +17,7 @@ from cifar_lab.config.compose import compose
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
-from cifar_lab.training.selection import is_better, meaning, mode_of
+from cifar_lab.training.selection import Mode, is_better, meaning, mode_of
 from tests.conftest import record_of
 from tests.support.runs import SMALL, same, stop_at, stop_in
 
@@ -36,7 +36,9 @@ class Scripted(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (value := next(self._values)) != "":
-            self.log(self._name, torch.tensor(math.nan if value is None else value))
+            self.log(  # type: ignore[attr-defined]  # Lightning gives it to callbacks
+                self._name, torch.tensor(math.nan if value is None else value)
+            )
 
 
 SCRIPTED = f"+callbacks.scripted._target_={__name__}.Scripted"
@@ -61,7 +63,7 @@ def test_a_name_says_which_values_are_better_or_says_nothing(metric: str, mode: 
             mode_of(metric, None)
     else:
         assert mode_of(metric, None) == mode_of(metric, mode) == mode
-        other = "max" if mode == "min" else "min"
+        other: Mode = "max" if mode == "min" else "min"
         with pytest.raises(InputError, match=f"must be {mode}"):
             mode_of(metric, other)
 

@@ -113,7 +113,7 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "log-probabilities": (lambda: Linear(lambda y: y.log_softmax(1)), {}),
     "parts of a batch": (Ghost, {}),
     "a script": (
-        lambda: torch.jit.script(flat(nn.BatchNorm1d(3072), nn.Linear(3072, 10))),  # type: ignore[no-untyped-call]
+        lambda: torch.jit.script(flat(nn.BatchNorm1d(3072), nn.Linear(3072, 10))),
         {},
     ),
     "float64": (lambda: Linear().double(), {"precision": "64-true"}),
@@ -167,6 +167,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

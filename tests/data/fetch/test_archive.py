@@ -87,14 +87,14 @@ def test_member_with_a_wrong_md5_is_refused_though_the_archive_is_right(
     fake: Fake, tmp_path: Path
 ) -> None:
     path = fake.write_archive(tmp_path)
-    wrong = replace(fake.archive, members=fake.archive.members | {"data_batch_3": "0" * 32})
+    wrong = replace(fake.archive, members={**fake.archive.members, "data_batch_3": "0" * 32})
     with pytest.raises(InputError, match=re.escape(f"{path}!data_batch_3: has MD5")):
         read_archive(path, wrong)
 
 
 def test_archive_without_a_member_names_it(fake: Fake, tmp_path: Path) -> None:
     path = fake.write_archive(tmp_path)
-    wrong = replace(fake.archive, members=fake.archive.members | {"data_batch_6": "0" * 32})
+    wrong = replace(fake.archive, members={**fake.archive.members, "data_batch_6": "0" * 32})
     with pytest.raises(InputError, match="lacks data_batch_6"):
         read_archive(path, wrong)
 
@@ -113,7 +113,7 @@ def test_a_pickle_cannot_run_code_even_with_the_right_md5(fake: Fake, tmp_path: 
     content = pickle.dumps(_Attack(str(mark)), protocol=2)
     (folder / "data_batch_1").write_bytes(content)
     md5 = hashlib.md5(content).hexdigest()
-    fooled = replace(fake.archive, members=fake.archive.members | {"data_batch_1": md5})
+    fooled = replace(fake.archive, members={**fake.archive.members, "data_batch_1": md5})
     with pytest.raises(InputError, match=r"mkdir: has no place in a CIFAR-10 batch"):
         read_pickles(folder, fooled)
     assert not mark.exists()

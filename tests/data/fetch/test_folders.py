@@ -189,7 +189,9 @@ def test_changed_byte_inside_a_zip_names_the_image(class_folders: Folders, tmp_p
         read_zip(path, list_zip(path))
 
 
-def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(class_folders: Folders):
+def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(
+    class_folders: Folders,
+) -> None:
     root = class_folders.root
     file = root / "train/bird/0012.png"
     seen = {fingerprint_folder(root)}

@@ -240,7 +240,7 @@ def test_digests_are_those_of_the_files_and_of_the_arrays(
         subprocess.run([tool, "-c", "SHA256SUMS"], cwd=opened.entry, check=True)
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "first pixel of train": lambda entry: flip_byte(entry / "train.bin", 0),
     "last label of test": lambda entry: flip_byte(entry / "test.bin", -1),
     "a digest": lambda entry: flip_byte(entry / "SHA256SUMS", 0),
@@ -260,7 +260,7 @@ def test_damaged_cache_is_rebuilt_with_one_warning(
     open_fake: OpenFake,
     class_folders: Folders,
     caplog: pytest.LogCaptureFixture,
-    damage: Callable[[Entry], None],
+    damage: Callable[[Path], object],
 ) -> None:
     entry = open_fake(class_folders.root).entry
     damage(entry)

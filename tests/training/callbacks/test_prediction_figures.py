@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
@@ -121,7 +123,8 @@ def test_classes_without_test_images_have_no_bar() -> None:
     matrix = confusion_matrix(*some(5, wrong=1)[1:])
     (axes,) = pictures.draw_per_class_accuracy(matrix, CLASSES).axes
     assert len(axes.patches) == 5
-    assert sorted(bar.get_width() for bar in axes.patches) == [0, 100, 100, 100, 100]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert sorted(bar.get_width() for bar in bars) == [0, 100, 100, 100, 100]
 
 
 def test_a_real_test_draws_three_pictures_at_the_step_of_its_scalars(
@@ -190,5 +193,6 @@ def test_without_a_tensorboard_nothing_is_drawn(
 def test_an_empty_test_draws_nothing(tmp_path: Path, toy: Toy) -> None:
     toy.test_logits, toy.test_labels = torch.empty(0, 10), torch.empty(0, dtype=torch.int64)
     board = TensorBoard(save_dir=tmp_path / "run")
-    PredictionFigures().on_test_end(SimpleNamespace(loggers=[board]), toy)
+    trainer: Any = SimpleNamespace(loggers=[board])
+    PredictionFigures().on_test_end(trainer, toy)
     assert not (tmp_path / "run").exists()

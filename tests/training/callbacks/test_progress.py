@@ -199,8 +199,8 @@ def test_what_is_printed_during_training_stands_above_the_bar(
 def test_a_step_between_two_refreshes_reads_nothing_from_the_module(toy: Toy) -> None:
     bar = ProgressBar()
     bar._display.due = time.perf_counter() + 3600
-    # any access to the trainer or the module would raise on None
-    bar.on_train_batch_end(None, None, None, None, 0)
+    nothing: Any = None  # any access to the trainer or the module would raise
+    bar.on_train_batch_end(nothing, nothing, None, None, 0)
 
 
 def test_rate_follows_the_last_seconds_and_not_the_whole_run() -> None:

@@ -72,7 +72,7 @@ def fitted(
     route_library_logging()
     seed_everything(11, verbose=False)
     data = Synthetic(
-        **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},  # type: ignore[arg-type]
+        **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},
         val_size=60,  # 8 whole batches and a short one
         augment=Pipeline(transforms={"flip": RandomFlip(p=0.5)}),
         seed=3,
@@ -103,7 +103,7 @@ def fitted(
     return classifier, trainer
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, fused=True),
     "plain sgd": partial(torch.optim.SGD, lr=0.05, fused=True),
     "adamw": partial(torch.optim.AdamW, lr=0.003, fused=True),

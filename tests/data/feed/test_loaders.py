@@ -204,7 +204,7 @@ def test_a_planned_batch_is_the_same_whenever_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("mix", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_block_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
+def test_a_stack_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
     pipeline = Pipeline(transforms={**standard().transforms, "mix": CutMix(alpha=1.0, p=0.5)})
     loader = make_loader(pipeline=pipeline if mix else standard(), channels_last=channels_last)
     loader._labels %= 10

@@ -156,7 +156,7 @@ class Classifier(LightningModule):
         for images, labels in zip(*batch, strict=True):
             self._lr = optimizer.param_groups[0]["lr"]
             if self._graphed_step is None:
-                self._optimizer_step(optimizer, (images, labels))
+                self._eager_step(optimizer, (images, labels))
             else:
                 with counted_step(optimizer):
                     self._graphed_step(images, labels)
@@ -172,7 +172,7 @@ class Classifier(LightningModule):
             self._first_bad.copy_(torch.where(bad, step, self._first_bad))
         return loss
 
-    def _optimizer_step(self, optimizer: LightningOptimizer, batch: Batch) -> None:
+    def _eager_step(self, optimizer: LightningOptimizer, batch: Batch) -> None:
         loss = self._training_loss(batch, self.global_step)
         optimizer.zero_grad()
         # mixed precision is for the forward pass; around a whole call Lightning can't know
@@ -188,7 +188,7 @@ class Classifier(LightningModule):
         super().backward(loss, *args, **kwargs)
 
     def _capturable_step(self, images: Tensor, labels: Tensor) -> None:
-        """`_optimizer_step` for a `GraphedStep`: nothing in it changes in Python between steps."""
+        """`_eager_step` for a `GraphedStep`: nothing in it changes in Python between steps."""
         loss = self._training_loss((images, labels), self._step_number)
         self._step_number += 1
         with torch.autocast(self.device.type, enabled=False):

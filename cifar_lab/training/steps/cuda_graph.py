@@ -62,7 +62,7 @@ class GraphedStep:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self._eager_step = step
+        self._capturable_step = step
         self._optimizer = optimizer
         self._batch_size = batch_size
         self._device = device
@@ -109,7 +109,7 @@ class GraphedStep:
             if capturing and "capturable" in group:
                 group["capturable"] = True  # fused Adam is, and yet wants to be told
         try:
-            self._eager_step(images, labels)
+            self._capturable_step(images, labels)
         finally:
             for group, values in zip(groups, before, strict=True):
                 group.update(values)

@@ -27,7 +27,7 @@ sweep: setup  ## all combinations: make sweep ARGS="optimizer.lr=0.01,0.03 seed=
 dashboard: setup  ## TensorBoard on outputs/, on this machine only
 	@trap : INT; $(PYTHON) -m cifar_lab.dashboard $(ARGS) || [ $$? = 130 ]
 
-bench: setup  ## ours against a bare loop, the report's and a template: make bench ARGS=--short
+bench: setup  ## ours against a bare loop, the original report's and a template: make bench ARGS=--short
 	@$(PYTHON) -m benchmarks $(ARGS)
 
 test: setup  ## the quick tests

@@ -1,4 +1,4 @@
-"""Ours against a bare loop, the report's loop and a Lightning template: one session, one table.
+"""Ours against a bare loop, the original report's and a Lightning template: one session, one table.
 
     python -m benchmarks [--short] [--networks cnn,resnet10,resnet1111] [--rounds N]
     python -m benchmarks --also 'peer=python peer.py'     another program in the same table

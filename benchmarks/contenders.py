@@ -1,4 +1,4 @@
-"""Who is measured: ours through its door, the programs beside it, and whatever a person adds."""
+"""Who is measured: our command line, the programs beside it, and whatever a person adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.child import Ended
-from benchmarks.stand_in import ZIP_NAME
+from benchmarks.random_images import ZIP_NAME
 from cifar_lab.records.record import FILE_NAME
 
 WARMUP_STEPS = 20  # as in cifar_lab.training.callbacks.timings, which a test holds it against
@@ -49,7 +49,7 @@ class Network:
 
 NETWORKS = {
     "cnn": Network(
-        title="the report's CNN",
+        title="the original report's CNN",
         overrides=("model=cnn",),
         batch_size=(100, 100),
         steps=(100, 2000),
@@ -77,7 +77,7 @@ class Workload:
     """What all contenders of a table train.
 
     Attributes:
-        data: a folder that `stand_in.make` filled.
+        data: a folder that `random_images.make` filled.
         network: a key of `NETWORKS`.
         steps: timed ones, after `WARMUP_STEPS`.
         device: "cpu", "cuda" or "mps".
@@ -132,7 +132,7 @@ class Contender:
 
 
 def ours(name: str, workload: Workload) -> Contender:
-    """The real program with its callbacks and loggers, through its door; one of `FLAVOURS`."""
+    """Our command line with its callbacks and loggers; one of `FLAVOURS`."""
 
     def command(folder: Path) -> list[str]:
         return our_command(workload, WARMUP_STEPS + workload.steps, folder, *FLAVOURS[name])
@@ -141,7 +141,7 @@ def ours(name: str, workload: Workload) -> Contender:
 
 
 def our_command(workload: Workload, steps: int, folder: Path, *more: str) -> list[str]:
-    """``python -m cifar_lab`` with the report's recipe and nothing that the bare loop lacks."""
+    """``python -m cifar_lab`` with the original report's recipe and no more than the bare loop."""
     accelerator = {"cuda": "gpu"}.get(workload.device, workload.device)
     return [
         *(sys.executable, "-m", "cifar_lab", "experiment=report"),
@@ -200,7 +200,7 @@ TITLES = {
     "bf16": "ours, bf16-mixed",
     "bare": "bare PyTorch loop",
     "tuned": "bare, our memory settings",
-    "report": "the report's loop",
+    "report": "the original report's loop",
     "template": "Lightning template manner",
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import show, stand_in, startup
+from benchmarks import random_images, show, startup
 from benchmarks.contenders import MAKERS, NETWORKS, Contender, Workload, outside
 from benchmarks.machine import caption, describe
 from benchmarks.measurement import Measurement
@@ -79,11 +79,11 @@ class Session:
         return 1 if show.failures(self._measurements) else 0
 
     def _make_data(self) -> None:
-        stand_in.make(self._data, self._given.images)
+        random_images.make(self._data, self._given.images)
         if not (self._given.startup or self._given.imports):
             return
         # decoded beforehand: the start-up is that on cached data
-        root, cache = self._data / stand_in.ZIP_NAME, self._workload.cache
+        root, cache = self._data / random_images.ZIP_NAME, self._workload.cache
         command = [sys.executable, "-m", "cifar_lab.data", f"root={root}", f"cache={cache}"]
         subprocess.run(command, check=True, capture_output=True)
 

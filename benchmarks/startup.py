@@ -35,7 +35,7 @@ def contenders(workload: Workload) -> list[Contender]:
     """All rows of the table; the clock of each stops at its first line or where ours says."""
     reference = _IMPORTS + (_FIRST_CONVOLUTION if workload.device == "cuda" else "")
     return [
-        # what has been imported when the door starts its clock
+        # what has been imported when the entry point starts its clock
         _python(INTERPRETER, "import cifar_lab.signals"),
         _python(IMPORTS, reference),
         Contender(

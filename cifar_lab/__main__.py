@@ -1,4 +1,4 @@
-"""The door: compose, check, build, run, record. `python -m cifar_lab` and `cifar-lab` enter here.
+"""The command line, `python -m cifar_lab` and `cifar-lab`: compose, check, build, run, record.
 
 Heavy imports stand below the signal handlers and below the composing: Ctrl-C counts from the first
 instant on, and a misspelt key is answered before torch is loaded.
@@ -205,13 +205,13 @@ def _begins_a_sweep(arguments: list[str]) -> bool:
 
 
 def _collect_again() -> None:
-    """Ends what `door` began: what is imported by now stays, and is never gone through again."""
+    """Ends what `entry_point` began: what is imported by now is never gone through again."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
-def door() -> NoReturn:
+def entry_point() -> NoReturn:
     """`main` in a process of its own, without what the interpreter does in vain.
 
     The garbage collector takes a quarter of the time that torch and lightning need to import; and
@@ -220,8 +220,8 @@ def door() -> NoReturn:
     gc.disable()
     status = main()
     # what its own end does before that: threads, what others registered, the streams
-    threading._shutdown()  # type: ignore[attr-defined]  # private
-    atexit._run_exitfuncs()
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  (no public way)
+    atexit._run_exitfuncs()  # noqa: SLF001  (no public way)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
@@ -229,4 +229,4 @@ def door() -> NoReturn:
 
 
 if __name__ == "__main__":
-    door()
+    entry_point()

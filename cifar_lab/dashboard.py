@@ -145,7 +145,7 @@ def _label(folder: Path, root: Path) -> str:
 
 def _varied(run: Path) -> str:
     from cifar_lab.config.names import job_words
-    from cifar_lab.records.digest import is_no_identity
+    from cifar_lab.records.digest import changes_no_result
 
     try:
         record = RunRecord.read(run)
@@ -154,7 +154,8 @@ def _varied(run: Path) -> str:
     chosen = [
         override
         for override in record.overrides
-        if "hydra" not in override and not is_no_identity(override.lstrip("+~").partition("=")[0])
+        if "hydra" not in override
+        and not changes_no_result(override.lstrip("+~").partition("=")[0])
     ]
     words = job_words(chosen)
     name = " ".join(words)

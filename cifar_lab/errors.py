@@ -1,4 +1,4 @@
-"""How a run can end other than well. The door turns each into a status and one clear line."""
+"""How a run can end other than well: each becomes an exit status and one clear line."""
 
 from __future__ import annotations
 

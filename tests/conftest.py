@@ -42,8 +42,8 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+    for signum, old in handlers.items():
+        signal.signal(signum, old)
     for handler in root.handlers[:]:
         if handler not in before:
             root.removeHandler(handler)

@@ -18,6 +18,7 @@ from cifar_lab import dashboard
 from cifar_lab.dashboard import Links, free_port, runs_below, short_name
 from cifar_lab.records.record import SCHEMA
 from tests.conftest import environment
+from tests.support.dashboard import served
 
 DAY = "outputs/runs/2026-11-22"
 SWEEP = "outputs/sweeps/2026-11-21/08-30-00-abcdef"
@@ -135,33 +136,6 @@ def test_wrong_input_is_one_line_and_status_2(
     assert out == ""
     assert len(err.splitlines()) == 1
     assert arguments[-1] in err
-
-
-@contextmanager
-def served(root: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The dashboard in a process of its own, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab.dashboard", str(root)],
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        said = process.stdout.readline()
-        address = process.stdout.readline().strip()
-        assert address, process.stderr.read()
-        assert "Ctrl-C" in said
-        yield process, address.partition("#")[0]
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

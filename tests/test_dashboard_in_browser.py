@@ -20,7 +20,7 @@ from cifar_lab.dashboard import free_port
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.training.loggers.tensorboard import RESULTS
 from tests.conftest import TINY, environment, merged, record_of
-from tests.test_dashboard import served
+from tests.support.dashboard import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -117,7 +117,9 @@ def opened(page: Any, address: str, *wanted: str) -> str:
     return str(page.evaluate(DEEP_TEXT))
 
 
-def test_custom_scalars_opens_on_the_curves_that_matter(page, sweep, artefacts):
+def test_custom_scalars_opens_on_the_curves_that_matter(
+    page: Any, sweep: str, artefacts: Path
+) -> None:
     titles = (
         "accuracy (fraction of the images)",
         "loss",
@@ -137,20 +139,22 @@ def test_custom_scalars_opens_on_the_curves_that_matter(page, sweep, artefacts):
     ]
 
 
-def test_runs_have_short_names_that_say_what_was_varied(page, everything):
+def test_runs_have_short_names_that_say_what_was_varied(page: Any, everything: str) -> None:
     text = opened(page, f"{everything}#custom_scalars", "depth/sgd-lr0.01")
     shown = {line.strip() for line in text.splitlines()}
     assert {f"sweeps depth/{job}" for job in JOBS} <= shown
     assert any(name.startswith("longer ") for name in shown)
 
 
-def test_a_continued_run_shows_its_curves_once(page, everything, artefacts):
+def test_a_continued_run_shows_its_curves_once(page: Any, everything: str, artefacts: Path) -> None:
     text = opened(page, f"{everything}#custom_scalars", "Matches (10)")
     page.screenshot(path=artefacts / "custom_scalars_all.png")
     assert text.splitlines().count("learning rate") == 1
 
 
-def test_hparams_shows_final_values_of_every_run_and_no_minus_one(page, sweep, runs, artefacts):
+def test_hparams_shows_final_values_of_every_run_and_no_minus_one(
+    page: Any, sweep: str, runs: dict[str, dict[str, Any]], artefacts: Path
+) -> None:
     text = opened(page, f"{sweep}#hparams", "optimizer.betas", *JOBS, "final/val/acc")
     page.screenshot(path=artefacts / "hparams.png")
     cells = set(text.splitlines())
@@ -173,7 +177,9 @@ def shown(value: float) -> str:
     return f"{exact:#.5g}".rstrip(".")
 
 
-def test_images_holds_pictures_of_the_test_and_the_first_filters(page, sweep, artefacts):
+def test_images_holds_pictures_of_the_test_and_the_first_filters(
+    page: Any, sweep: str, artefacts: Path
+) -> None:
     tags = ("model/first_layer_filters", "test/confusion_matrix")
     opened(page, f"{sweep}#images", *tags)
     page.wait_for_function(
@@ -191,24 +197,24 @@ def test_images_holds_pictures_of_the_test_and_the_first_filters(page, sweep, ar
         assert text.splitlines().count(tag) >= 1, tag
 
 
-def test_pr_curves_are_named_by_their_class(page, sweep, artefacts):
+def test_pr_curves_are_named_by_their_class(page: Any, sweep: str, artefacts: Path) -> None:
     opened(page, f"{sweep}#pr_curves", *[f"precision_recall/{name}" for name in CLASSES])
     page.screenshot(path=artefacts / "pr_curves.png")
 
 
-def test_the_configuration_is_readable_text(page, sweep, artefacts):
+def test_the_configuration_is_readable_text(page: Any, sweep: str, artefacts: Path) -> None:
     text = opened(page, f"{sweep}#text", "configuration/text_summary", "lr: 0.003")
     page.screenshot(path=artefacts / "text.png")
     assert "optimizer:" in text
     assert "```" not in text
 
 
-def test_the_graph_shows_the_network(page, sweep, artefacts):
+def test_the_graph_shows_the_network(page: Any, sweep: str, artefacts: Path) -> None:
     opened(page, f"{sweep}#graphs", "Main Graph", "ResNet", "input", "output")
     page.screenshot(path=artefacts / "graph.png")
 
 
-def test_plain_tensorboard_works_too(page, runs):
+def test_plain_tensorboard_works_too(page: Any, runs: dict[str, dict[str, Any]]) -> None:
     """Without short names, and with the reader that is written in Python."""
     port = str(free_port())
     options = ("--logdir", runs["root"]["path"], "--host", "127.0.0.1", "--port", port)

@@ -17,6 +17,7 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"  # a wheel is a zip of what lies there
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
+    assert (installed / "cifar_lab" / "py.typed").exists()  # its types count where it is used
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.programs.harness import Clock, Settings, StandIn, make_network, make_optimizer, run
+from benchmarks.programs.harness import (
+    Clock,
+    Settings,
+    UnofficialCIFAR10,
+    make_network,
+    make_optimizer,
+    run,
+)
 from cifar_lab.training.steps.allocator import keep_freed_memory
 
 
@@ -43,7 +50,7 @@ def train(settings: Settings, clock: Clock) -> None:
 
 def training_split(settings: Settings) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) float32 in [-1, 1] and labels (N,) int64, on the device."""
-    data = StandIn(settings.data)
+    data = UnofficialCIFAR10(settings.data)
     pixels = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
     images = pixels.to(settings.device).float().div_(127.5).sub_(1)
     return images, torch.tensor(data.targets, device=settings.device)

@@ -25,7 +25,7 @@ class Settings:
     """What every program is told.
 
     Attributes:
-        data: a folder that `stand_in.make` filled.
+        data: a folder that `random_images.make` filled.
         workers: of a DataLoader.
         tuned: channels_last, and malloc keeps what it frees, as in our own runs.
     """
@@ -66,7 +66,7 @@ def make_network(settings: Settings) -> nn.Module:
 
 
 def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    """The report's SGD, with torch's own defaults otherwise."""
+    """The original report's SGD, with torch's own defaults otherwise."""
     group = compose_group("optimizer", ["experiment=report"])
     del group["_partial_"]
     make: Callable[..., torch.optim.Optimizer] = pkgutil.resolve_name(group.pop("_target_"))
@@ -74,13 +74,13 @@ def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def per_image() -> transforms.Compose:
-    """The report's transform of single images: to float in [0, 1], then to [-1, 1]."""
+    """The original report's transform of single images: to float in [0, 1], then to [-1, 1]."""
     return transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
     )
 
 
-class StandIn(CIFAR10):
+class UnofficialCIFAR10(CIFAR10):  # type: ignore[misc]  # torchvision ships no types
     """torchvision's own dataset on images that are not the official ones."""
 
     train_list: ClassVar = [[name, None] for name, _ in CIFAR10.train_list]

@@ -22,7 +22,7 @@ from benchmarks.contenders import EVALUATION_BATCHES, WARMUP_STEPS
 from benchmarks.programs.harness import (
     Clock,
     Settings,
-    StandIn,
+    UnofficialCIFAR10,
     make_network,
     make_optimizer,
     per_image,
@@ -121,7 +121,7 @@ def train(settings: Settings, clock: Clock) -> None:
 
 def _loader(settings: Settings, *, train: bool) -> DataLoader[Any]:
     return DataLoader(
-        StandIn(settings.data, train=train, transform=per_image()),
+        UnofficialCIFAR10(settings.data, train=train, transform=per_image()),
         batch_size=settings.batch_size,
         shuffle=train,
         num_workers=settings.workers,

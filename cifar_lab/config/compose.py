@@ -30,7 +30,7 @@ PARTS_LEFT_OUT_BY_NULL = ("callbacks", "logger")
 
 
 def register() -> None:
-    """Registers the schema and the resolvers; the door calls it, importing does nothing."""
+    """Registers the schema and the resolvers; the entry point calls it, importing does nothing."""
     ConfigStore.instance().store(name="schema", node=Root)
     if not OmegaConf.has_resolver("run_id"):
         import secrets

@@ -16,7 +16,7 @@ from cifar_lab.config.messages import first_line, suggestion
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import flatten
 
-# Arguments that the door gives when it builds a group: never in YAML.
+# Arguments that the program gives when it builds a group: never in YAML.
 RUNTIME_ARGUMENTS = {
     "data": {"augment", "seed"},
     "optimizer": {"params"},

@@ -172,7 +172,7 @@ class ColorJitter(Transform):
 
     def _grey(self, images: Tensor) -> Tensor:
         red, green, blue = self._luma
-        channels = images.split(1, dim=1)
+        channels: tuple[Tensor, ...] = images.split(1, dim=1)
         return channels[0] * red + channels[1] * green + channels[2] * blue
 
 

@@ -20,7 +20,7 @@ from cifar_lab.data.classes import class_names
 from cifar_lab.data.copies import count_copies
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
-from cifar_lab.data.feed.epoch import Blocks, EpochLoader, Share
+from cifar_lab.data.feed.epoch import EpochLoader, Multistep, Share
 from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
 from cifar_lab.errors import InputError
 
@@ -86,7 +86,7 @@ class DataModule(LightningDataModule, ABC):
             check_per_sample(self.augment)
         self._dataset: Dataset | None = None
         self._placed: dict[tuple[str, torch.device], Tensor] = {}
-        self._blocks: Blocks | None = None
+        self._multistep: Multistep | None = None
 
     @abstractmethod
     def _read(self) -> Dataset:
@@ -142,7 +142,7 @@ class DataModule(LightningDataModule, ABC):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data where the door has not done so."""
+        """Opens the data where that has not been done."""
         self.open()
 
     def check_world_size(self, world_size: int) -> None:
@@ -193,13 +193,13 @@ class DataModule(LightningDataModule, ABC):
         loader = self._batch_loader(
             "train", self.train_indices, share, pipeline=self.augment, shuffle=self.shuffle
         )
-        loader.blocks = self._blocks
+        loader.multistep = self._multistep
         return loader
 
-    def hand_out_blocks(self, blocks: Blocks) -> None:
-        """From now on training batches come in blocks; for `loader="device"` alone."""
+    def use_multistep(self, multistep: Multistep) -> None:
+        """From now on training batches come stacked; for `loader="device"` alone."""
         assert self.loader == "device"
-        self._blocks = blocks
+        self._multistep = multistep
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The held-out images in stored order, all of them in every process; [] without any."""

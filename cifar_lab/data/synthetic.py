@@ -90,7 +90,8 @@ def _draw(labels: _Ints, stream: np.random.PCG64) -> NDArray[np.uint8]:
 
     def between(low: int, high: int) -> _Ints:
         """One whole number in low..high for every image."""
-        return low + next(parameters) % (high - low + 1)
+        drawn: _Ints = low + next(parameters) % (high - low + 1)
+        return drawn
 
     canvas = _background(between)
     canvas = _painted(canvas, _patch(between), _colour(between, 40, 215))
@@ -118,7 +119,8 @@ def _background(between: _Between) -> _Ints:
     down, right = between(-48, 48)[:, None, None], between(-48, 48)[:, None, None]
     ramp = (2 * np.arange(_SIZE) - _SIZE + 1).astype(np.int32)
     shade = (down * ramp[:, None] + right * ramp) // _SIZE
-    return base[:, :, None, None] + shade[:, None]
+    background: _Ints = base[:, :, None, None] + shade[:, None]
+    return background
 
 
 def _patch(between: _Between) -> _Mask:

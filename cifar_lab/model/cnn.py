@@ -1,4 +1,4 @@
-"""The convolutional network of the report: 1,276,234 parameters, 80.13% after its 20 epochs."""
+"""The original report's CNN: 1,276,234 parameters, 80.13% after its 20 epochs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class CNN(nn.Module):
     """Three 3x3 convolutions, each with 2x2 max-pooling and ReLU, then three linear layers.
 
     Images (B, 3, 32, 32) -> logits (B, num_classes). With ``width=32`` and ``dropout=0.5`` it is
-    the report's network: convolutions 3→32→64→128, flatten 2048, dropout, linear 512, ReLU,
-    dropout, linear 256, ReLU, linear 10.
+    the original report's network: convolutions 3→32→64→128, flatten 2048, dropout, linear 512,
+    ReLU, dropout, linear 256, ReLU, linear 10.
 
     Raises:
         InputError: a width below 1, or a dropout outside [0, 1).
@@ -21,11 +21,13 @@ class CNN(nn.Module):
     def __init__(self, *, width: int, dropout: float, num_classes: int = 10) -> None:
         super().__init__()
         if width < 1:
-            raise InputError(f"width={width}: must be at least 1 (the report's CNN has 32)")
+            raise InputError(
+                f"width={width}: must be at least 1 (the original report's CNN has 32)"
+            )
         if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout}: must lie in [0, 1) (the report has 0.5)")
+            raise InputError(f"dropout={dropout}: must lie in [0, 1) (the original report has 0.5)")
         # ReLU after the pooling: both keep the order of values, so that the outputs and gradients
-        # are those of the report's order to the bit, at a quarter of ReLU's work
+        # are those of the original report's order to the bit, at a quarter of ReLU's work
         self.features = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
             nn.MaxPool2d(2),

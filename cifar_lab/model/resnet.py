@@ -1,13 +1,13 @@
 """Residual networks for 32x32 images (He et al., arXiv:1512.03385), sized by a list of blocks.
 
-The names differ between the report and the literature, so the list is what counts:
+The names differ between the original report and the literature, so the list is what counts:
 
 =================  ==============  ===========  ==========================
 num_blocks         weight layers   parameters   called
 =================  ==============  ===========  ==========================
 [1, 1, 1, 1]       10              4,903,242    ResNet-10 in the literature
-[2, 2, 2, 2]       18              11,173,962   ResNet-18; "ResNet-10" in the report
-[2, 2, 2, 2, 2]    22              44,743,754   written in the report, whose code reads four
+[2, 2, 2, 2]       18              11,173,962   ResNet-18; "ResNet-10" in the original report
+[2, 2, 2, 2, 2]    22              44,743,754   in the original report, whose code reads four
 =================  ==============  ===========  ==========================
 
 Weight layers count convolutions and the linear layer, without the shortcuts' 1x1 convolutions.
@@ -102,7 +102,9 @@ class ResNet(nn.Module):
                 f"num_blocks={list(num_blocks)}: every stage needs at least 1 block, e.g. [1,1,1,1]"
             )
         if width < 1:
-            raise InputError(f"width={width}: must be at least 1 (the report's ResNet has 64)")
+            raise InputError(
+                f"width={width}: must be at least 1 (the original report's ResNet has 64)"
+            )
         channels = width
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels, 3, padding=1, bias=False),

@@ -1,6 +1,6 @@
 """Checkpoint files that know whether they are whole.
 
-A sealed checkpoint is what `torch.save` wrote, with a SHA-256 of everything before it in the ZIP
+A checkpoint file is what `torch.save` wrote, with a SHA-256 of everything before it in the ZIP
 comment: one file, so that checkpoint and digest can't be torn apart by a crash, a copy or a link.
 `torch.load` and every ZIP tool read it as before. (torch's own reader ignores the ZIP's CRCs.)
 """
@@ -30,7 +30,7 @@ class DamagedError(ValueError):
     """A checkpoint that is not what was once written, or nothing that may be loaded."""
 
 
-def seal(path: Path) -> None:
+def add_digest(path: Path) -> None:
     """Adds the digest to a file that `torch.save` has just written, and flushes it to the disk."""
     data = path.read_bytes()
     end = data[-_END_BYTES:]
@@ -47,7 +47,7 @@ def seal(path: Path) -> None:
 
 
 def verify(path: Path) -> None:
-    """Raises DamagedError where the file is not, to the bit, the one that was sealed."""
+    """Raises DamagedError where the file is not, to the bit, the one that got its digest."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Neither the result nor the data depend on these keys: they are no part of a run's identity.
-NOT_IDENTITY = (
+# Neither the result nor the data depend on these keys: the digest leaves them out.
+KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
     "steps_per_call",
@@ -17,9 +17,9 @@ NOT_IDENTITY = (
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what decides a run's result: the configuration without `NOT_IDENTITY`."""
-    identity = {key: value for key, value in flatten(config) if not is_no_identity(key)}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    """SHA-256 of the configuration without `KEYS_THAT_CHANGE_NO_RESULT`."""
+    deciding = {key: value for key, value in flatten(config) if not changes_no_result(key)}
+    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -33,9 +33,9 @@ def run_digest(config_digest: str, images: str) -> str:
     return hashlib.sha256(f"{config_digest} {images}".encode()).hexdigest()
 
 
-def is_no_identity(key: str) -> bool:
+def changes_no_result(key: str) -> bool:
     """Whether a dotted key has no part in what a run computes."""
-    return any(key == name or key.startswith(name + ".") for name in NOT_IDENTITY)
+    return any(key == name or key.startswith(name + ".") for name in KEYS_THAT_CHANGE_NO_RESULT)
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

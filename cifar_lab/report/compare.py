@@ -137,10 +137,10 @@ def _compare_seeds(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
 
 
 def _compare_networks(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
-    """By McNemar's test on the answers of one run each: says nothing of another seed."""
+    """By McNemar's test on the predictions of one run each: says nothing of another seed."""
     best, *others = ranked
-    answers = _Answers()
-    found = [_one_run_each(best, other, answers) for other in others]
+    predictions = _Predictions()
+    found = [_one_run_each(best, other, predictions) for other in others]
     family = 1 + sum(one.p is not None for one in found)
     # Bonferroni's correction, over all pairs: any of them could have become the best one's
     pairs = family * (family - 1) / 2
@@ -150,10 +150,10 @@ def _compare_networks(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
     )
 
 
-def _one_run_each(best: Group, other: Group, answers: _Answers) -> Comparison:
+def _one_run_each(best: Group, other: Group, predictions: _Predictions) -> Comparison:
     difference = _difference(best, other)
     a, b = _pair(best, other)
-    mine, its = answers.of(a), answers.of(b)
+    mine, its = predictions.of(a), predictions.of(b)
     if mine is None or its is None or not np.array_equal(mine[0], its[0]):
         seeds = f"only {len(best.counted)} and {len(other.counted)} seeds"
         missing = "predictions are missing or of other test images"
@@ -172,7 +172,7 @@ def _difference(best: Group, other: Group) -> float:
     return best.test.mean - other.test.mean
 
 
-class _Answers:
+class _Predictions:
     """Which test images a run had right; each file is read once."""
 
     def __init__(self) -> None:
@@ -201,8 +201,10 @@ def _by_seed(group: Group) -> list[Run]:
 
 def best_run(ranking: Ranking) -> Run:
     """The run of the best configuration with the highest accuracy that selects."""
-    pick = (lambda run: run.selection) if ranking.held_out else (lambda run: run.test)
-    return max(ranking.ranked[0].counted, key=lambda run: pick(run) or 0.0)
+    return max(
+        ranking.ranked[0].counted,
+        key=lambda run: (run.selection if ranking.held_out else run.test) or 0.0,
+    )
 
 
 def indistinguishable(ranking: Ranking) -> list[Group]:
@@ -212,10 +214,10 @@ def indistinguishable(ranking: Ranking) -> list[Group]:
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """How the runs of one configuration answered.
+    """How the runs of one configuration classified the test images.
 
     Attributes:
-        counts: (C, C) test images by true class (rows) and answer (columns), over all ``runs``.
+        counts: (C, C) test images: true class (rows) and predicted one (columns), of all ``runs``.
     """
 
     label: str
@@ -227,12 +229,12 @@ def confusions(ranking: Ranking) -> list[Confusion]:
     """The best configurations' confusion matrices, those that have saved predictions."""
     found = []
     for group in ranking.ranked[:CONFUSIONS]:
-        answers = [a for run in group.counted if (a := run.predictions()) is not None]
-        if not answers:
+        predictions = [a for run in group.counted if (a := run.predictions()) is not None]
+        if not predictions:
             continue
-        classes = max(10, *(int(max(labels.max(), said.max())) + 1 for labels, said in answers))
+        classes = max(10, *(int(max(labels.max(), said.max())) + 1 for labels, said in predictions))
         counts = np.zeros((classes, classes), np.int64)
-        for labels, said in answers:
+        for labels, said in predictions:
             np.add.at(counts, (labels, said), 1)
-        found.append(Confusion(group.label, len(answers), counts))
+        found.append(Confusion(group.label, len(predictions), counts))
     return found

@@ -202,7 +202,7 @@ def seeds(ranking: Ranking) -> Figure:
 
 
 def confusion_matrix(confusion: Confusion) -> Figure:
-    """How often each class was answered with each, in percent of the true class."""
+    """How often each class was predicted as each, in percent of the true class."""
     totals = confusion.counts.sum(axis=1, keepdims=True)
     share = 100 * confusion.counts / np.maximum(totals, 1)
     names = [CLASSES[i] if len(share) == 10 else str(i) for i in range(len(share))]
@@ -213,7 +213,9 @@ def confusion_matrix(confusion: Confusion) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     runs = "one run" if confusion.runs == 1 else f"{confusion.runs} runs"
-    axes.set(xlabel="answer", ylabel="true class", title=f"{_short(confusion.label)} ({runs})")
+    axes.set(
+        xlabel="predicted class", ylabel="true class", title=f"{_short(confusion.label)} ({runs})"
+    )
     figure.colorbar(shown, label="share of the true class (%)")
     return figure
 

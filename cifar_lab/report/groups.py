@@ -78,14 +78,14 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Key]]:
     the same. A run that ended before its data were read belongs to those with its configuration.
     """
     members: dict[tuple[str, str | None], list[Run]] = {}
-    identities = {run.name: _text(run.identity) for run in runs}
+    texts = {run.name: _text(run.settings) for run in runs}
     known: dict[str, str] = {}
     for run in runs:
         if run.data is not None:
-            known.setdefault(identities[run.name], run.data)
+            known.setdefault(texts[run.name], run.data)
     for run in runs:
-        identity = identities[run.name]
-        members.setdefault((identity, run.data or known.get(identity)), []).append(run)
+        settings = texts[run.name]
+        members.setdefault((settings, run.data or known.get(settings)), []).append(run)
     keys = _naming_keys([runs[0] for runs in members.values()])
     names = dict(zip(keys, _short_names(keys), strict=True))
     labels: dict[str, int] = {}
@@ -130,8 +130,8 @@ def _naming_keys(runs: Sequence[Run]) -> list[str]:
     """As few keys as tell all of ``runs`` apart; those that were typed come first."""
     if len(runs) < 2:
         return []
-    everything = dict.fromkeys(key for run in runs for key in run.identity)
-    columns = {key: [_text(run.identity.get(key, _MISSING)) for run in runs] for key in everything}
+    everything = dict.fromkeys(key for run in runs for key in run.settings)
+    columns = {key: [_text(run.settings.get(key, _MISSING)) for run in runs] for key in everything}
     varied = [key for key, column in columns.items() if len(set(column)) > 1]
     typed = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
     rank = {key: _rank(key, typed) for key in varied}
@@ -184,7 +184,7 @@ def _shown(key: str, value: Any, precision: int = 4) -> str:
 
 
 def _value(run: Run, key: str) -> Any:
-    return run.identity.get(key, _MISSING)
+    return run.settings.get(key, _MISSING)
 
 
 def _key(key: str, name: str, groups: Sequence[Group]) -> Key:

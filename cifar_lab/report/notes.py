@@ -161,14 +161,14 @@ def _images(ranking: Ranking) -> Iterator[str]:
 
 def _test_part(run: Run) -> Iterator[str]:
     for key, whole in _TEST_PARTS.items():
-        value = run.identity.get(key)
+        value = run.settings.get(key)
         # 1 is one batch, 1.0 all of them
         if value is not None and (value != whole or type(value) is not type(whole)):
             yield f"{key}={text_of(value)}"
 
 
 def _setting(run: Run, key: str) -> str:
-    value = run.identity.get(key)
+    value = run.settings.get(key)
     return repr(value) if isinstance(value, float) else text_of(value)
 
 

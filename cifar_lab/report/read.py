@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
 
@@ -24,7 +24,7 @@ class Run:
 
     Attributes:
         name: the folder relative to what is reported on.
-        identity: dotted keys and plain values of all that decides the result, but the seed.
+        settings: dotted keys and plain values of all that decides the result, but the seed.
         data: SHA-256 of the decoded dataset; None where the run ended before it was read.
         selection: accuracy on the held-out images, in [0, 1], of the weights that were tested (of
             the last epoch where none were); None where nothing was held out.
@@ -36,7 +36,7 @@ class Run:
     status: str
     error: str | None
     seed: Any
-    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
     overrides: tuple[str, ...]
     data: str | None
     data_name: str
@@ -159,7 +159,7 @@ def _run(folder: Path, name: str, record: RunRecord, config: dict[str, Any], cur
         status=record.status,
         error=next(iter((record.error or "").splitlines()), None),
         seed=config.get("seed") if record.seed is None else record.seed,
-        identity={k: v for k, v in flat.items() if k != "seed" and not is_no_identity(k)},
+        settings={k: v for k, v in flat.items() if k != "seed" and not changes_no_result(k)},
         overrides=record.overrides,
         data=record.data.digest or None,
         data_name=record.data.name or target.rpartition(".")[2].lower() or "unknown",

@@ -3,7 +3,7 @@
 scipy computes; what it lacks (the correction for choosing the best, the Pareto front) is here.
 Sources: Student 1908 (interval), Welch 1947 (unequal variances), Barnard 1963 (tests by
 simulation), Westfall and Young 1993 (the smallest p of many, step by step), McNemar 1947 (paired
-answers), Dietterich 1998 (what McNemar's test says about two classifiers, and what it doesn't).
+predictions), Dietterich 1998 (what McNemar's test says about two classifiers, and what it doesn't).
 """
 
 from __future__ import annotations

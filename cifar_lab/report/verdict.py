@@ -71,7 +71,7 @@ def method(ranking: Ranking) -> str:
         )
     if "McNemar" in tests:
         return (
-            "Compared by McNemar's exact test on the answers of one trained network each, p "
+            "Compared by McNemar's exact test on the predictions of one trained network each, p "
             "times the number of pairs (Bonferroni). Says nothing of the configurations: "
             "another seed gives another network."
         )

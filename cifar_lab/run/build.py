@@ -55,10 +55,10 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
 
     from cifar_lab.training.classifier import Classifier
     from cifar_lab.training.fit import Parts
-    from cifar_lab.training.library_logging import quiet_libraries
+    from cifar_lab.training.library_logging import route_library_logging
     from cifar_lab.training.steps.compile import prepare
 
-    quiet_libraries()
+    route_library_logging()
     kind = check_devices(resolved["trainer"], resolved["optimizer"])
     check_averages(resolved)
     check_processes(resolved["trainer"], kind, processes.find())
@@ -67,7 +67,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     optimizer = build_alone("optimizer", cfg)
     data = build_data(cfg)
     compatibility.check(resolved)
-    with spoken():
+    with log_to_stderr():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_alone("model", cfg)
@@ -209,7 +209,7 @@ def build_alone(group: str, cfg: DictConfig) -> Any:
 
 
 def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
-    """Instantiates the node with plain containers, then calls it with what only the door has."""
+    """Instantiates the node with plain containers, then calls it with what only the program has."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -241,7 +241,7 @@ def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
 
 
 @contextmanager
-def spoken() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Fetching and decoding take long and come before there is a train.log: they speak up."""
     data_log = logging.getLogger("cifar_lab.data")
     handler = logging.StreamHandler(sys.stderr)

@@ -14,7 +14,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.training.selection import TRAINING, VALIDATION, meaning, mode_of
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch import Trainer
 
     from cifar_lab.data.datamodule import DataModule
 
@@ -134,8 +134,9 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
     from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
     from cifar_lab.training.callbacks.checkpoints import Checkpoints, folder_of
+    from cifar_lab.training.lightning_internals import callbacks_of
 
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    callbacks = callbacks_of(trainer)
     kept = any(isinstance(callback, Checkpoints) for callback in callbacks)
     if kept and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
         raise InputError(

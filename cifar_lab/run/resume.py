@@ -11,7 +11,7 @@ from typing import Any
 
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import config_digest, flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, config_digest, flatten
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 
@@ -129,7 +129,7 @@ def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
     differing = [
         key
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not is_no_identity(key)
+        if old.get(key) != new.get(key) and not changes_no_result(key)
     ]
     if not differing:  # a key that is new here, and null
         return 0

@@ -38,7 +38,7 @@ from cifar_lab.records.record import (
     now,
 )
 from cifar_lab.run import resume
-from cifar_lab.run.build import build, build_data, device_name, spoken
+from cifar_lab.run.build import build, build_data, device_name, log_to_stderr
 from cifar_lab.run.hydra_job import run_in_hydra_job
 from cifar_lab.run.resume import Earlier
 
@@ -149,7 +149,7 @@ def _repeat(asked: Request, record: RunRecord) -> None:
     from cifar_lab.run.summary import print_summary
 
     try:
-        with spoken():
+        with log_to_stderr():
             found = build_data(asked.cfg).at_hand()
     except InputError as error:
         # a mistyped root must not be answered with the accuracy on the images of another

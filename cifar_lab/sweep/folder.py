@@ -78,7 +78,7 @@ class SweepFolder:
     def threads(self) -> int | None:
         """The CPU threads of each job as the first start divided them; None in a new folder.
 
-        They are part of a run's identity: were they divided anew, nothing would be found again.
+        They are part of a run's digest: were they divided anew, nothing would be found again.
         """
         try:
             value = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))["threads"]

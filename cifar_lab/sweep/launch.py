@@ -212,8 +212,8 @@ def check_points(points: Sequence[Point]) -> Findings:
         InputError: names the first point that is wrong, and how many more are.
     """
 
-    def request(answer: Connection) -> Check:
-        return Check([point.cfg for point in points], [point.config for point in points], answer)
+    def request(reply: Connection) -> Check:
+        return Check([point.cfg for point in points], [point.config for point in points], reply)
 
     findings: Findings | None = _ask_worker(CHECK, request)
     if findings is None:
@@ -231,7 +231,7 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
 
     Raises:
         InputError: a point that has ended would find no images now. They may be others: its result
-            is not given for an answer.
+            is not given for a reply.
     """
     ended: dict[int, list[Data]] = {}
     for i, point in enumerate(points):
@@ -255,8 +255,8 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
 
 
 def _open_data(points: Sequence[Point]) -> list[Found]:
-    def request(answer: Connection) -> Open:
-        return Open([point.cfg for point in points], answer)
+    def request(reply: Connection) -> Open:
+        return Open([point.cfg for point in points], reply)
 
     found: list[Found] | None = _ask_worker(OPEN, request) if points else []
     if found is None:
@@ -265,7 +265,7 @@ def _open_data(points: Sequence[Point]) -> list[Found]:
 
 
 def _ask_worker(target: str, request: Callable[[Connection], Any]) -> Any:
-    """What a worker answers; None where it was lost, and the next one too."""
+    """What a worker replies; None where it was lost, and the next one too."""
     from multiprocessing import Pipe
 
     for _ in range(2):

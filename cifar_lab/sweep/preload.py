@@ -62,7 +62,7 @@ def _open_data(node: dict[str, object]) -> None:
     """
     from cifar_lab.data.augment import Pipeline
     from cifar_lab.data.datamodule import DataModule
-    from cifar_lab.run.build import spoken
+    from cifar_lab.run.build import log_to_stderr
 
     target = pkgutil.resolve_name(str(node.pop("_target_")))
     # what decides nothing about the source, and may not fit as it stands here
@@ -70,7 +70,7 @@ def _open_data(node: dict[str, object]) -> None:
     data = target(**{**node, **neutral}, augment=Pipeline(transforms={}), seed=0)
     source = data.source
     data.offline = True
-    with spoken():
+    with log_to_stderr():
         DataModule.inherited[source] = data.open()
     DataModule.inherited[source].numbers  # noqa: B018  # kept in it: no job counts copies anew
 

@@ -28,7 +28,7 @@ from cifar_lab.errors import Interrupted
 _PRELOAD = "cifar_lab.sweep.preload"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # The file that tells the fork server which dataset to open. It is locked until `tell_data` has
-# spoken: the server starts before the sweep is composed, and imports meanwhile.
+# written: the server starts before the sweep is composed, and imports meanwhile.
 DATA_VARIABLE = "CIFAR_LAB_SWEEP_DATA"
 _data_file: TextIO | None = None
 # In the fork server and what it forks: the server's; the preload sets it.

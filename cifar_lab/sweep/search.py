@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.records.record import SETTLED, RunRecord
 from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.jobs import make_job
@@ -138,7 +138,7 @@ def check_study(
 
 def _fixes_a_value(key: str) -> bool:
     # each machine of a shared study divides its own cores
-    return key != "threads" and not is_no_identity(key)
+    return key != "threads" and not changes_no_result(key)
 
 
 def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:
@@ -190,7 +190,7 @@ class StudySource:
             zip(settings["objectives"], settings["directions"], strict=True)
         )
         self._prunes = settings["pruner"] is not None
-        self._n_trials = settings["n_trials"]
+        self._n_trials: int = settings["n_trials"]
         if settings["sampler"] == "grid":
             self._n_trials = min(self._n_trials, len(space.grid()))
         self._alone = settings["storage"] is None  # nobody else has trials in it
@@ -214,7 +214,8 @@ class StudySource:
         """A trial that was left, or a new one while there are fewer than ``n_trials``."""
         while self._left or self._wanted():
             if self._left:
-                trial = Trial(self._study, self._left.pop(0)._trial_id)
+                left = self._left.pop(0)
+                trial = Trial(self._study, left._trial_id)  # noqa: SLF001  (Trial wants no other)
             else:
                 trial = self._study.ask(dict(self._space.distributions))
             point = self._make_point(self._space.overrides(trial.params))

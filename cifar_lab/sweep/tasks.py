@@ -26,7 +26,7 @@ class Open:
     """Points, composed, whose images are to be found, and where the `Found` of each go."""
 
     cfgs: Sequence[DictConfig]
-    answer: Connection
+    reply: Connection
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Check:
 
     cfgs: Sequence[DictConfig]
     configs: Sequence[dict[str, Any]]
-    answer: Connection
+    reply: Connection
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
 
 def check(request: Check) -> int:
-    """Builds what the points are made of, once per part, and answers with the `Findings`."""
+    """Builds what the points are made of, once per part, and replies with the `Findings`."""
     _register()
     import torch
 
@@ -65,17 +65,17 @@ def check(request: Check) -> int:
     if kind != "cuda":
         per_job = 1
     if wrong:
-        request.answer.send(Findings(wrong, kind, count, per_job))
+        request.reply.send(Findings(wrong, kind, count, per_job))
         return 0
     # the first point with a data group has been built with all that belongs to it
     digests = [images[data_key(resolved)] for resolved in request.configs]
     work = _work(request)
-    request.answer.send(Findings(wrong, kind, count, per_job, work, digests, list(warnings)))
+    request.reply.send(Findings(wrong, kind, count, per_job, work, digests, list(warnings)))
     return 0
 
 
 def open_data(request: Open) -> int:
-    """Finds the images of points that have run before, and answers with the `Found` of each."""
+    """Finds the images of points that have run before, and replies with the `Found` of each."""
     _register()
     found = []
     for cfg in request.cfgs:
@@ -86,7 +86,7 @@ def open_data(request: Open) -> int:
             found.append(Found(error=str(error)))
         except Exception as error:
             found.append(Found(error=first_line(f"{type(error).__name__}: {error}")))
-    request.answer.send(found)
+    request.reply.send(found)
     return 0
 
 
@@ -121,7 +121,7 @@ def _operations(cfg: DictConfig) -> int:
             build_alone("model", cfg)(torch.empty(2, 3, 32, 32))
     except Exception:  # a network that looks at its values, for instance
         return 0
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _devices(devices: object) -> int:
@@ -133,7 +133,7 @@ def _devices(devices: object) -> int:
 
 
 def run_job(task: Task) -> int:
-    """Runs the job as the door would run it alone; what it can't say itself is put on record."""
+    """Runs the job as it would run alone; what it can't say itself is put on record."""
     started = time.perf_counter()
     _register()
     os.environ.update(task.cfg.hydra.job.env_set)
@@ -173,6 +173,6 @@ def run_job(task: Task) -> int:
 
 
 def _register() -> None:
-    version.setbase("1.3")  # as the door does: a job stays in the working directory
+    version.setbase("1.3")  # as the command line does: a job stays in the working directory
     setup_globals()
     register()

@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cifar_lab.data.feed.epoch import Batch, Blocks, batches_in
+from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
 from cifar_lab.errors import Diverged
 from cifar_lab.training.layout import layout_of, window_weight
+from cifar_lab.training.lightning_internals import (
+    add_logged_steps,
+    counted_step,
+    datamodule_of,
+)
 from cifar_lab.training.momentum import keep_momentum_defined
-from cifar_lab.training.steps.cuda_graph import WholeStep
-from cifar_lab.training.steps.multistep import size_of, translate_progress
+from cifar_lab.training.steps.cuda_graph import GraphedStep
+from cifar_lab.training.steps.multistep import steps_per_call, translate_progress
 
 
 class Classifier(LightningModule):
@@ -69,9 +74,9 @@ class Classifier(LightningModule):
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
         self._carried: Tensor | None = None
-        self._blocks: Blocks | None = None
-        self._whole_step_kind: type[WholeStep] | None = None
-        self._whole_step: WholeStep | None = None
+        self._multistep: Multistep | None = None
+        self._graphed_step_type: type[GraphedStep] | None = None
+        self._graphed_step: GraphedStep | None = None
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 10)
         self.test_labels = torch.empty(0, dtype=torch.int64)
@@ -87,15 +92,17 @@ class Classifier(LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
-    def train_on(self, blocks: Blocks | None, *, whole_step: type[WholeStep] | None = None) -> None:
-        """Says what the training batches will be: blocks, or None for single batches.
+    def train_on(
+        self, multistep: Multistep | None, *, graphed_step: type[GraphedStep] | None = None
+    ) -> None:
+        """Says how the training batches will come: several for each call, or None for single ones.
 
         Args:
-            whole_step: what makes each step of a block at once; None: it is made as it is written.
+            graphed_step: what makes each step of a call at once; None: it is made as it is written.
         """
-        self._blocks = blocks
-        self.automatic_optimization = blocks is None
-        self._whole_step_kind = None if blocks is None else whole_step
+        self._multistep = multistep
+        self.automatic_optimization = multistep is None
+        self._graphed_step_type = None if multistep is None else graphed_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and the schedule stepped after every optimizer step."""
@@ -125,7 +132,7 @@ class Classifier(LightningModule):
 
     # --- the step ------------------------------------------------------------------------------
 
-    def _step(self, batch: Batch, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_logits(self, batch: Batch, sums: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images)
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
@@ -144,8 +151,8 @@ class Classifier(LightningModule):
         return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The mean loss of one batch; or, of a block, all optimizer steps and no loss."""
-        if self._blocks is None:
+        """The mean loss of one batch; or, of stacked ones, all optimizer steps and no loss."""
+        if self._multistep is None:
             self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -153,25 +160,24 @@ class Classifier(LightningModule):
         assert isinstance(scheduler, LambdaLR)
         for images, labels in zip(*batch, strict=True):
             self._lr = optimizer.param_groups[0]["lr"]
-            if self._whole_step is None:
-                self._make_step(optimizer, (images, labels))
+            if self._graphed_step is None:
+                self._eager_step(optimizer, (images, labels))
             else:
-                optimizer._on_before_step()  # Lightning counts its own optimizers' steps alone
-                self._whole_step(images, labels)
-                optimizer._on_after_step()
+                with counted_step(optimizer):
+                    self._graphed_step(images, labels)
             scheduler.step()
         # the number that loggers are given counts steps; Lightning adds one for this call
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped += batches_in(batch) - 1
+        add_logged_steps(self.trainer, batches_in(batch) - 1)
         return None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
-        loss, _ = self._step(batch, self._train_sums)
+        loss, _ = self._loss_and_logits(batch, self._train_sums)
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
             self._first_bad.copy_(torch.where(bad, step, self._first_bad))
         return loss
 
-    def _make_step(self, optimizer: LightningOptimizer, batch: Batch) -> None:
+    def _eager_step(self, optimizer: LightningOptimizer, batch: Batch) -> None:
         loss = self._training_loss(batch, self.global_step)
         optimizer.zero_grad()
         # mixed precision is for the forward pass; around a whole call Lightning can't know
@@ -186,8 +192,8 @@ class Classifier(LightningModule):
             loss = loss * window_weight(self.trainer)
         super().backward(loss, *args, **kwargs)
 
-    def _step_on_device(self, images: Tensor, labels: Tensor) -> None:
-        """`_make_step` for a `WholeStep`: nothing in it may change in Python from step to step."""
+    def _capturable_step(self, images: Tensor, labels: Tensor) -> None:
+        """`_eager_step` for a `GraphedStep`: nothing in it changes in Python between steps."""
         loss = self._training_loss((images, labels), self._step_number)
         self._step_number += 1
         with torch.autocast(self.device.type, enabled=False):
@@ -197,11 +203,11 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the sums."""
-        self._step(batch, self._held_out_sums)
+        self._loss_and_logits(batch, self._held_out_sums)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch to the sums and keeps its logits."""
-        _, logits = self._step(batch, self._held_out_sums)
+        _, logits = self._loss_and_logits(batch, self._held_out_sums)
         # a copy: in a CUDA graph the next batch's logits come to lie where these do
         self._test_outputs.append((logits.to(torch.float32, copy=True), batch[1]))
 
@@ -244,11 +250,11 @@ class Classifier(LightningModule):
         if self._carried is not None:
             self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
-        if self._whole_step_kind is not None:
-            self._whole_step = self._whole_step_kind(
-                step=self._step_on_device,
+        if self._graphed_step_type is not None:
+            self._graphed_step = self._graphed_step_type(
+                step=self._capturable_step,
                 optimizer=self.trainer.optimizers[0],
-                batch_size=self.trainer.datamodule.batch_size,  # type: ignore[attr-defined]
+                batch_size=datamodule_of(self.trainer).batch_size,
                 device=self.device,
             )
 
@@ -259,7 +265,7 @@ class Classifier(LightningModule):
 
     def on_train_end(self) -> None:
         """The recording's memory is for others now."""
-        self._whole_step = None
+        self._graphed_step = None
 
     def on_validation_model_zero_grad(self) -> None:
         """Keeps the gradients through a validation: `GradNorm` reads them where the epoch ends."""
@@ -304,11 +310,11 @@ class Classifier(LightningModule):
             self._train_sums.to("cpu", copy=True) if self._epoch_open else None
         )
         checkpoint["lr"] = self._lr
-        checkpoint["steps_per_call"] = size_of(self._blocks)
+        checkpoint["steps_per_call"] = steps_per_call(self._multistep)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
-        translate_progress(checkpoint, self._blocks)
+        translate_progress(checkpoint, self._multistep)
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
 

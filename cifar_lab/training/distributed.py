@@ -9,12 +9,12 @@ from lightning.pytorch import Trainer
 EVERY_N_BATCHES = 8
 
 
-def is_time_to_agree(trainer: Trainer, batch_idx: int) -> bool:
+def is_exchange_batch(trainer: Trainer, batch_idx: int) -> bool:
     """Whether this batch is one after which all processes talk."""
     return trainer.world_size == 1 or (batch_idx + 1) % EVERY_N_BATCHES == 0
 
 
-def agreed(trainer: Trainer, value: int) -> int:
+def max_over_processes(trainer: Trainer, value: int) -> int:
     """The largest ``value`` of all processes; every one of them has to call this."""
     if trainer.world_size == 1:
         return value

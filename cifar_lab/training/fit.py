@@ -27,12 +27,13 @@ from cifar_lab.training.callbacks.lifecycle import (
 from cifar_lab.training.callbacks.timings import Timings
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.layout import WatchLayout
+from cifar_lab.training.lightning_internals import callbacks_of, set_callbacks
 from cifar_lab.training.loggers.metrics_csv import FILE_NAME as METRICS_FILE
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from cifar_lab.training.loggers.tensorboard import TensorBoard, hparams_of
 from cifar_lab.training.steps.allocator import keep_freed_memory
-from cifar_lab.training.steps.cuda_graph import WholeStep
+from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import arrange
 
 log = logging.getLogger("cifar_lab")
@@ -114,10 +115,10 @@ def fit_and_test(
         keep_freed_memory()
     timings, watch = Timings(started=started), WatchLayout()
     checkpoints = _add_callbacks(parts, report, timings, watch, run_dir)
-    blocks = arrange(trainer, data, parts.steps_per_call)
-    if parts.cuda_graph and blocks is None:
+    multistep = arrange(trainer, data, parts.steps_per_call)
+    if parts.cuda_graph and multistep is None:
         log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
-    classifier.train_on(blocks, whole_step=WholeStep if parts.cuda_graph else None)
+    classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     with signals.deferred():
         trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -172,7 +173,7 @@ def _put_in_place(
         best = files.best_checkpoint(run_dir, checkpoints.best_step)
         classifier.load_state_dict(best["state_dict"])
         return _validation(best["run"]["metrics"])
-    if resume_from is not None and trainer.fit_loop.skip:
+    if resume_from is not None and not watch.trained:
         # over before it was taken up: no callback has put the averages of weights in place
         classifier.load_state_dict(load(resume_from)["state_dict"])
     elif checkpoints is not None and watch.changed_at_the_end:
@@ -210,7 +211,7 @@ def _add_callbacks(
     watch: WatchLayout,
     run_dir: Path,
 ) -> Checkpoints | None:
-    callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    callbacks = callbacks_of(parts.trainer)
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     own: list[Callback] = [watch, timings]
     if report is not None:
@@ -222,7 +223,8 @@ def _add_callbacks(
     # in order saves one too
     others = [c for c in callbacks if c is not checkpoints]
     last = [] if checkpoints is None else [checkpoints]
-    callbacks[:] = [*own, *others, StopInOrder(checkpoints=checkpoints), *last]
+    stop = StopInOrder(checkpoints=checkpoints)
+    set_callbacks(parts.trainer, [*own, *others, stop, *last])
     return checkpoints
 
 

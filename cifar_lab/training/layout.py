@@ -17,7 +17,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.feed.epoch import EpochLoader
-from cifar_lab.training.steps.multistep import KnowsBlocks, limited
+from cifar_lab.training.lightning_internals import call_index, callbacks_of, datamodule_of
+from cifar_lab.training.steps.multistep import SupportsMultistep, limited
 
 log = logging.getLogger("cifar_lab")
 
@@ -70,7 +71,7 @@ def train_loader(trainer: Trainer) -> EpochLoader:
     """The loader that the fit has, or will have."""
     loader = trainer.train_dataloader
     if loader is None:
-        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        loader = datamodule_of(trainer).train_dataloader()
     assert isinstance(loader, EpochLoader)
     return loader
 
@@ -81,7 +82,7 @@ def window_weight(trainer: Trainer) -> float:
     Lightning divides every loss by ``accumulate_grad_batches``, also where an epoch ends with fewer
     batches, or with one of fewer images. With this factor each of the step's images counts alike.
     """
-    accumulated, index = trainer.accumulate_grad_batches, trainer.fit_loop.batch_idx
+    accumulated, index = trainer.accumulate_grad_batches, call_index(trainer)
     share = train_loader(trainer).share
     first = index - index % accumulated
     end = min(first + accumulated, int(trainer.num_training_batches))
@@ -89,7 +90,7 @@ def window_weight(trainer: Trainer) -> float:
     return accumulated * share.images_of(index) / images
 
 
-class WatchLayout(Callback, KnowsBlocks):
+class WatchLayout(Callback, SupportsMultistep):
     """Compares what runs with what was laid out; read once an epoch.
 
     Comes before all other callbacks, and so sees what they did in the hook before.
@@ -97,6 +98,7 @@ class WatchLayout(Callback, KnowsBlocks):
     Attributes:
         planned: by the configuration.
         ran: by what was seen last; equal to ``planned`` unless something changed it.
+        trained: whether this start trained; a fit that was over when it was taken up does not.
         validated_step: optimizer steps made at the last validation; None before one.
         departures: one line for each thing that ran other than configured, by what it is about.
         changed_at_the_end: the weights are no longer those of the last checkpoint.
@@ -104,6 +106,7 @@ class WatchLayout(Callback, KnowsBlocks):
 
     def __init__(self) -> None:
         self.planned = self.ran = Layout(0, 0, 0, 0)
+        self.trained = False
         self.validated_step: int | None = None
         self.departures: dict[str, str] = {}
         self.changed_at_the_end = False
@@ -117,7 +120,8 @@ class WatchLayout(Callback, KnowsBlocks):
             self.planned = self.ran = layout_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the schedule."""
+        """Notes that there is training, and the schedule."""
+        self.trained = True
         self._scheduler = trainer.lr_scheduler_configs[0].scheduler
         if self._first_lr is None and isinstance(self._scheduler, LambdaLR):
             self._first_lr = float(self._scheduler.base_lrs[0])
@@ -187,7 +191,7 @@ class WatchLayout(Callback, KnowsBlocks):
                 f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
                 "the learning rates are laid out for",
             )
-        averages = any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        averages = any(isinstance(c, WeightAveraging) for c in callbacks_of(trainer))
         if not averages and not _same(self._last_norm, _norm(pl_module)):
             self.changed_at_the_end = True
             self._say(

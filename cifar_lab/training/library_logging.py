@@ -19,11 +19,11 @@ class _NoAdverts(logging.Filter):
         return "💡 Tip" not in record.getMessage()
 
 
-def quiet_libraries() -> None:
+def route_library_logging() -> None:
     """Gives Lightning's messages to the root logger's handlers, and drops its adverts.
 
     Lightning writes "GPU available" and the like to standard error through handlers of its own;
-    here they become ordinary INFO records, which the door's handlers put into train.log. Call it
+    here they become ordinary INFO records, which the run's handlers put into train.log. Call it
     after importing lightning and before making a Trainer; calling it again changes nothing.
     """
     import lightning.pytorch  # noqa: F401  (adds its handlers when imported, so not after this)
@@ -45,7 +45,7 @@ def quiet_libraries() -> None:
 
 # Start of the message: nothing that the person at the keyboard could change or has not chosen.
 _IGNORED = (
-    # val_size=0, as the report trains: nothing is held out on purpose
+    # val_size=0, as the original report trains: nothing is held out on purpose
     (r"You defined a `validation_step` but have no `val_dataloader`", UserWarning),
     (r"Total length of `list` across ranks is zero", UserWarning),
     # we log once per epoch, whatever the interval: Lightning#4649

@@ -78,7 +78,7 @@ def test_a_session_leaves_table_figures_and_every_measurement(
 
 
 @pytest.mark.slow
-def test_ours_and_the_start_up_are_measured_through_the_door(
+def test_ours_and_the_start_up_are_measured_through_the_command_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     status = main([*TINY, "--networks=cnn", "--contenders=ours,plain,tuned,bare", "--out=bench"])

@@ -1,24 +1,25 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision import transforms
 
-from benchmarks import child, stand_in
+from benchmarks import child, random_images
 from benchmarks.contenders import MAKERS, NETWORKS, WARMUP_STEPS, Workload
 from benchmarks.programs import bare, harness, report_loop
-from benchmarks.programs.harness import Clock, Settings, StandIn
+from benchmarks.programs.harness import Clock, Settings, UnofficialCIFAR10
 
 IMAGES = 2000
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stand_in") / "data"
-    stand_in.make(folder, IMAGES)
+    folder = tmp_path_factory.mktemp("random_images") / "data"
+    random_images.make(folder, IMAGES)
     return folder
 
 
@@ -90,7 +91,7 @@ def test_all_programs_see_the_same_pixels(data: Path) -> None:
     images, labels = bare.training_split(settings(data))
     half = (0.5, 0.5, 0.5)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
-    report = StandIn(data, transform=transform)
+    report = UnofficialCIFAR10(data, transform=transform)
     assert len(images) == len(report) == IMAGES
     for index in (0, 7, IMAGES - 1):
         image, label = report[index]
@@ -102,11 +103,11 @@ def test_ours_reads_the_same_images_from_the_zip(data: Path) -> None:
     from cifar_lab.data.fetch import folders
 
     train, test = folders.read_zip(
-        data / stand_in.ZIP_NAME, folders.list_zip(data / stand_in.ZIP_NAME)
+        data / random_images.ZIP_NAME, folders.list_zip(data / random_images.ZIP_NAME)
     )
-    pixels = {image.tobytes() for image in StandIn(data).data.transpose(0, 3, 1, 2)}
+    pixels = {image.tobytes() for image in UnofficialCIFAR10(data).data.transpose(0, 3, 1, 2)}
     assert {image.tobytes() for image in train.images} == pixels
-    assert len(test.labels) == stand_in.TEST_IMAGES
+    assert len(test.labels) == random_images.TEST_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_the_clock_leaves_out_warm_up_and_pauses(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     clock = Clock(settings(data, steps=4))
     for _ in range(WARMUP_STEPS):
         now += 100

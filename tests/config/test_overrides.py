@@ -15,8 +15,8 @@ from cifar_lab.records.digest import config_digest
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.points import compose_point
 from tests.conftest import TINY, record_of
+from tests.support.hydra import hydra_of
 from tests.sweep.conftest import SMALL
-from tests.sweep.test_compose import hydra_of
 
 Lab = Callable[..., tuple[int, str, str]]
 

@@ -313,8 +313,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server_data.stop.wait()
 
 
+Serve = Callable[[bytes], Server]
+OpenFake = Callable[..., Opened]
+
+
 @pytest.fixture
-def serve(empty_home: Path) -> Iterator[Callable[[bytes], Server]]:
+def serve(empty_home: Path) -> Iterator[Serve]:
     """Starts servers on loopback for the length of the test."""
     running: list[tuple[ThreadingHTTPServer, Server]] = []
 
@@ -335,12 +339,17 @@ def serve(empty_home: Path) -> Iterator[Callable[[bytes], Server]]:
 
 
 @pytest.fixture
-def open_fake(fake: Fake) -> Callable[..., Opened]:
+def open_fake(fake: Fake) -> OpenFake:
     """`open_from` for the small archive; what isn't said is offline and without a root."""
 
     def open_it(root: Path | str | None = None, *, data: Fake = fake, **given: Any) -> Opened:
         cache = given.pop("cache", None)
-        fetching = {"offline": True, "sources": [], "min_rate": 0, "stall_s": 5} | given
+        fetching: dict[str, Any] = {
+            "offline": True,
+            "sources": [],
+            "min_rate": 0,
+            "stall_s": 5,
+        } | given
         return open_from(
             root=None if root is None else str(root),
             cache=None if cache is None else str(cache),

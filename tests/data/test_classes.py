@@ -42,7 +42,7 @@ def test_a_feed_whose_labels_are_no_classes_does_not_open(monkeypatch: pytest.Mo
     bad = replace(good, test=replace(good.test, labels=good.test.labels + 1))
     settings = {**FEED, "train_size": 20, "test_size": 10, "data_seed": 0, "batch_size": 5}
     pipeline = Pipeline(transforms={"mixup": Mixup(alpha=1.0, p=1.0)})
-    feed = Synthetic(**settings, val_size=0, augment=pipeline, seed=0)  # type: ignore[arg-type]
+    feed = Synthetic(**settings, val_size=0, augment=pipeline, seed=0)
     monkeypatch.setattr(Synthetic, "_read", lambda self: bad)
     with pytest.raises(InputError, match=r"holds labels in 0\.\.10; they must lie in 0\.\.9"):
         feed.open()

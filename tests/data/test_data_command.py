@@ -9,23 +9,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cifar_lab.data.fetch import progress
 from cifar_lab.data.fetch.cache import cache_folder
 from cifar_lab.data.fetch.progress import transfer_progress
+from tests.data.conftest import Folders, Serve
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def command(*words: object, **options) -> subprocess.Popen[str]:
+def command(*words: object, **options: Any) -> subprocess.Popen[str]:
     # PYTHONPATH: from any working directory, whether or not the package is installed
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-    words = [sys.executable, "-m", "cifar_lab.data", *map(str, words)]
-    return subprocess.Popen(words, env=environment, **options)
+    line = [sys.executable, "-m", "cifar_lab.data", *map(str, words)]
+    return subprocess.Popen(line, env=environment, **options)
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -34,7 +36,7 @@ def run(*words: object) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def test_it_says_what_it_found_and_verifies_it(class_folders, tmp_path):
+def test_it_says_what_it_found_and_verifies_it(class_folders: Folders, tmp_path: Path) -> None:
     cache = tmp_path / "a cache"
     status, output, errors = run(f"root={class_folders.root}", f"cache={cache}")
     assert status == 0, errors
@@ -67,14 +69,16 @@ def test_it_says_what_it_found_and_verifies_it(class_folders, tmp_path):
         (["min_rate=fast"], "min_rate=fast: must be a number"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(words, line):
+def test_wrong_input_is_one_line_and_status_2(words: list[str], line: str) -> None:
     status, output, errors = run(*words)
     assert (status, output) == (2, "")
     assert errors.startswith(line)
     assert errors.count("\n") == 1
 
 
-def test_root_comes_from_the_environment_and_empty_is_unset(class_folders, monkeypatch):
+def test_root_comes_from_the_environment_and_empty_is_unset(
+    class_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(class_folders.root))
     status, output, _ = run("offline=true")
     assert status == 0
@@ -83,7 +87,7 @@ def test_root_comes_from_the_environment_and_empty_is_unset(class_folders, monke
     assert run("offline=true")[0] == 2
 
 
-def test_failed_fetch_lists_each_source(serve):
+def test_failed_fetch_lists_each_source(serve: Serve) -> None:
     server = serve(b"too short")
     urls = [server.url("whole"), server.url("missing")]
     status, _, errors = run(f"sources=[{','.join(urls)}]")
@@ -94,7 +98,7 @@ def test_failed_fetch_lists_each_source(serve):
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_fetch_keeps_what_came(serve, signum, status):
+def test_stopped_fetch_keeps_what_came(serve: Serve, signum: int, status: int) -> None:
     server = serve(b"")
     process = command(f"sources={server.url('official')}", "stall_s=60")
     part = cache_folder(None) / "cifar-10-python.tar.gz.part"
@@ -110,7 +114,7 @@ def test_stopped_fetch_keeps_what_came(serve, signum, status):
     assert part.read_bytes() == b"begin"
 
 
-def test_terminal_gets_a_bar(serve):
+def test_terminal_gets_a_bar(serve: Serve) -> None:
     server = serve(b"")
     ours, theirs = pty.openpty()
     process = command(f"sources={server.url('official')}", "stall_s=60", stderr=theirs)
@@ -126,7 +130,9 @@ def test_terminal_gets_a_bar(serve):
     assert "cifar-10-python.tar.gz" in shown
 
 
-def test_log_gets_a_line_with_rate_and_time_left(caplog, monkeypatch):
+def test_log_gets_a_line_with_rate_and_time_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0)
     caplog.set_level("INFO", logger="cifar_lab.data")
     with transfer_progress("archive", 2_000_000, start=500_000) as advance:
@@ -136,7 +142,7 @@ def test_log_gets_a_line_with_rate_and_time_left(caplog, monkeypatch):
     assert line.endswith(" s left")
 
 
-def test_torch_is_not_imported(class_folders):
+def test_torch_is_not_imported(class_folders: Folders) -> None:
     code = (
         "import sys; from cifar_lab.data.__main__ import main; "
         f"assert main(['root={class_folders.root}']) == 0; assert 'torch' not in sys.modules"

@@ -52,7 +52,8 @@ def test_colour_alone_is_right_for_about_four_images_in_five(default: Dataset) -
     def colour(images: np.ndarray) -> np.ndarray:
         pixels = images.reshape(len(images), 3, -1).astype(np.float64)
         weight = (np.abs(pixels - 128).max(1) > 100)[:, None]
-        return (pixels * weight).sum(2) / np.maximum(weight.sum(2), 1)
+        mean: np.ndarray = (pixels * weight).sum(2) / np.maximum(weight.sum(2), 1)
+        return mean
 
     train, test = colour(default.train.images), colour(default.test.images)
     centres = np.stack(

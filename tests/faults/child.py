@@ -1,4 +1,4 @@
-"""The real door in a child process, with a fault waiting in it.
+"""The real command line in a child process, with a fault waiting in it.
 
 The children are forked from a server that has everything imported, so that a start costs a
 fraction of a second rather than ten. `SERVER_ENVIRONMENT` has to be set before the first start.
@@ -38,12 +38,14 @@ def start(
 ) -> BaseProcess:
     """Starts a command line in ``folder``; what it prints goes to the file ``output``."""
     _SERVER.set_forkserver_preload([__name__])
-    process = _SERVER.Process(target=_door, args=(arguments, str(folder), str(output), fault))
+    process = _SERVER.Process(
+        target=_run_command_line, args=(arguments, str(folder), str(output), fault)
+    )
     process.start()
     return process
 
 
-def _door(
+def _run_command_line(
     arguments: tuple[str, ...], folder: str, output: str, fault: dict[str, Any] | None
 ) -> None:
     os.chdir(folder)
@@ -85,7 +87,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "build": (cifar_lab.run.run, "_make_folder"),
     "fit": (Classifier, "training_step"),
     "validation": (Classifier, "validation_step"),
-    "checkpoint": (checkpoints, "seal"),
+    "checkpoint": (checkpoints, "add_digest"),
     "logger": (MetricsCsv, "log_metrics"),
     "epoch end": (Classifier, "on_train_epoch_end"),
     "test": (Classifier, "test_step"),

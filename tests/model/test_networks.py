@@ -1,4 +1,4 @@
-"""The networks are those of the report: golden parameter counts, FLOPs and shapes."""
+"""The networks are those of the original report: golden parameter counts, FLOPs and shapes."""
 
 from __future__ import annotations
 
@@ -118,9 +118,10 @@ def test_global_pooling_is_torch_s_to_the_bit(dtype: torch.dtype) -> None:
     weights = torch.randn(16, 10, dtype=dtype)
     found = []
     for pool in (network.pool, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
-        network.pool = pool
+        network.register_module("pool", pool)
         logits = network(images)
-        found.append([logits, *torch.autograd.grad((logits * weights).sum(), network.parameters())])
+        total, parameters = (logits * weights).sum(), list(network.parameters())
+        found.append([logits, *torch.autograd.grad(total, parameters)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -130,7 +131,7 @@ def test_narrow_shortcuts_leave_pixels_out_and_compute_the_same(
     width: int, memory_format: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    shortcut = ResNet(num_blocks=[1, 1], width=width).stages[1][0].shortcut[0]
+    shortcut = ResNet(num_blocks=[1, 1], width=width).get_submodule("stages.1.0.shortcut.0")
     assert type(shortcut) is not nn.Conv2d
     strided = nn.Conv2d(width, 2 * width, 1, stride=2, bias=False)
     strided.load_state_dict(shortcut.state_dict())
@@ -140,6 +141,7 @@ def test_narrow_shortcuts_leave_pixels_out_and_compute_the_same(
     for convolution, x in ((shortcut, images), (strided.double(), images.double())):
         x = x.to(memory_format=memory_format).requires_grad_()
         output = convolution.to(memory_format=memory_format)(x)
-        found.append([output, *torch.autograd.grad(output.square().sum(), [x, convolution.weight])])
+        weight = convolution.get_parameter("weight")
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, weight])])
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-3)

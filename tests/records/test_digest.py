@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from cifar_lab.records.digest import NOT_IDENTITY, config_digest, flatten, is_no_identity
+from cifar_lab.records.digest import (
+    KEYS_THAT_CHANGE_NO_RESULT,
+    changes_no_result,
+    config_digest,
+    flatten,
+)
 
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -50,14 +55,14 @@ def test_whatever_decides_a_result_changes_the_digest(key: str) -> None:
     assert config_digest(changed(f"{key}_2", "new")) != before
 
 
-@pytest.mark.parametrize("key", NOT_IDENTITY)
+@pytest.mark.parametrize("key", KEYS_THAT_CHANGE_NO_RESULT)
 def test_what_decides_none_does_not(key: str) -> None:
     before = config_digest(CONFIG)
-    assert is_no_identity(key)
+    assert changes_no_result(key)
     assert config_digest(changed(key, "anything")) == before
     assert config_digest(changed(f"{key}.below", "anything")) == before
     # a name that only begins so is another key
-    assert not is_no_identity(f"{key}_2")
+    assert not changes_no_result(f"{key}_2")
     assert config_digest(changed(f"{key}_2", "anything")) != before
 
 

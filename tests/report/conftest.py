@@ -20,7 +20,7 @@ DIGEST = "d7c0b9ac" * 8
 
 
 def config_of(lr: float, num_blocks: Sequence[int], **more: Any) -> dict[str, Any]:
-    """A resolved configuration, short, with keys that are no identity among them."""
+    """A resolved configuration, short, with keys that change no result among them."""
     return {
         "data": {"_target_": "cifar_lab.data.datamodule.Cifar10", "root": "/data", "val_size": 50},
         "model": {"_target_": "cifar_lab.model.resnet.ResNet", "num_blocks": list(num_blocks)},

@@ -45,10 +45,12 @@ def run_of(
     test: float,
     right: NDArray[np.bool_] | None = None,
 ) -> Run:
-    unknown = dict.fromkeys(("error", "epochs", "parameters", "fit_s", "images_per_s"))
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("error", "epochs", "parameters", "fit_s", "images_per_s")
+    )
     known: dict[str, Any] = {"path": Path(name), "name": name, "status": "finished", "seed": seed}
     known |= {"selection": selection, "test": test, "data": "0" * 64, "data_name": "cifar10"}
-    nothing: dict[str, Any] = {"identity": {}, "overrides": (), "record": {}, "curves": {}}
+    nothing: dict[str, Any] = {"settings": {}, "overrides": (), "record": {}, "curves": {}}
     return SimulatedRun(**unknown, **known, **nothing, right=right)
 
 

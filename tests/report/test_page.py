@@ -43,7 +43,12 @@ def opened(browser: Any) -> Iterator[Open]:
         page = context.new_page()
         page.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (faults.append("dialog"), dialog.dismiss()))
+
+        def dismiss(dialog: Any) -> None:
+            faults.append("dialog")
+            dialog.dismiss()
+
+        page.on("dialog", dismiss)
 
         def see(request: Any) -> None:
             # the table's library is a module, and a module of one's own text is a blob

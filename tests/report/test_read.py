@@ -71,8 +71,8 @@ def test_without_metrics_csv_the_curves_come_from_tensorboard_events(tmp_path: P
     writer.close()
     csv, events = Reader(tmp_path).read().runs
     assert csv.curves.keys() == events.curves.keys()
-    for name, values in csv.curves.items():
-        np.testing.assert_allclose(events.curves[name], values, rtol=1e-6)
+    for name, curve in csv.curves.items():
+        np.testing.assert_allclose(events.curves[name], curve, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_configuration_may_lie_in_hydras_folder(tmp_path: Path) -> None:
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "config.yaml").write_text("optimizer:\n  lr: 0.3\nseed: 4\n")
     [run] = Reader(tmp_path).read().runs
-    assert run.identity == {"optimizer.lr": 0.3}
+    assert run.settings == {"optimizer.lr": 0.3}
 
 
 def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_an_unfinished_one_goes_on_from_its_last_checkpoint(
 ) -> None:
     folder, config = make(status=status)
     earlier = find(folder, config)
+    assert earlier.record is not None
     assert (earlier.finished, earlier.record.status) == (False, status)
     assert earlier.checkpoint == checkpoints(folder) / "last.ckpt"
     earlier.checkpoint.unlink()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,47 +12,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_lab.records.checkpoint_file import seal
+from cifar_lab.records.checkpoint_file import add_digest
 from cifar_lab.training.callbacks import checkpoints
 from cifar_lab.training.classifier import Classifier
-from tests.conftest import TINY, is_timing, record_of
-from tests.records.test_checkpoint_file import Payload
+from tests.conftest import record_of
+from tests.support.hostile import Payload
+from tests.support.runs import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
-
-
-# dropout draws from the global RNG, augmentation from its own, momentum carries history
-SMALL = (
-    *[a for a in TINY if not a.startswith("model")],
-    "model=cnn",
-    "model.width=4",
-    "threads=1",
-)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Ctrl-C arrives in the middle of these steps, each once."""
-    pending = list(steps)
-    step = Classifier.training_step
-
-    def stopped(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        if pending and self.global_step == pending[0]:
-            pending.pop(0)
-            signal.raise_signal(signal.SIGINT)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", stopped)
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    path = run_dir / "checkpoints" / "last.ckpt"
-    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return state
-
-
-def rows(run_dir: Path) -> list[dict[str, str]]:
-    with open(run_dir / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if not is_timing(k)} for row in csv.DictReader(file)]
 
 
 # 8 steps an epoch; 3 epochs. Stopped in mid-epoch, at its last step, at the first of the next.
@@ -83,32 +48,6 @@ def test_tensorboard_continues_without_gap_or_overlap(
     assert lab(*arguments)[0] == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("val/acc")] == [7, 15, 23]
-
-
-def stop_in(monkeypatch: pytest.MonkeyPatch, method: str, call: int, times: int = 1) -> None:
-    """Ctrl-C arrives, `times` times over, in this call of a method of Classifier; once."""
-    original, calls = getattr(Classifier, method), iter(range(10**9))
-
-    def stopped(self: Classifier, *arguments: Any) -> Any:
-        if next(calls) == call:
-            for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Classifier, method, stopped)
-
-
-def same(whole: Path, cut: Path) -> None:
-    """Weights, curves and record agree to the bit; timings aside."""
-    a, b = weights(whole), weights(cut)
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert rows(whole) == rows(cut)
-    for field in ("metrics", "epochs", "steps", "tested", "best_epoch", "status"):
-        one, other = record_of(whole)[field], record_of(cut)[field]
-        if field == "metrics":
-            one.pop("images_per_s", None), other.pop("images_per_s", None)
-        assert one == other, field
-    assert (whole / "predictions.npz").read_bytes() == (cut / "predictions.npz").read_bytes()
 
 
 @pytest.fixture
@@ -207,7 +146,7 @@ def empty(path: Path) -> None:
 def poison(path: Path) -> None:
     path.unlink()
     torch.save({"state_dict": Payload(path.parent / "proof")}, path)
-    seal(path)
+    add_digest(path)
 
 
 @pytest.mark.parametrize("damage", [flip, cut_off, empty, poison, Path.unlink])
@@ -227,6 +166,20 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_previous_one_used(
         assert (folder / "last.ckpt.damaged").exists()
     assert not (folder / "proof").exists()
     same(whole, tmp_path / "cut")
+
+
+def test_the_last_weights_are_tested_of_a_run_that_went_on_from_the_previous_checkpoint(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SMALL, "data.val_size=0", "trainer.max_epochs=3")
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_at(monkeypatch, 15)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    flip(tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
+    assert status == 0, err
+    # previous.ckpt has long been another by the end: it holds the last epoch but one
+    same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_when_all_checkpoints_are_damaged_nothing_is_touched(
@@ -354,7 +307,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(
     assert lab(*arguments)[0] == 130
     good = (tmp_path / "cut" / "checkpoints" / "last.ckpt").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "seal", full)
+        patch.setattr(checkpoints, "add_digest", full)
         status, _, err = lab(*arguments)
     assert status == 1
     assert err.strip().splitlines()[-1] == f"cifar_lab: log: {tmp_path / 'cut' / 'train.log'}"

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
 from tests.support.images import write_zip
+from tests.support.own_images import BASE, OFFLINE, RUN, change, replace_in_place
+from tests.support.runs import stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
-
-# 55 training images, 11 steps an epoch
-BASE = (
-    *("data=cifar10", "data.batch_size=5", "model=resnet10", "model.num_blocks=[1]"),
-    *("model.width=4", "trainer=cpu", "threads=1", "scheduler=constant"),
-    *("callbacks=checkpoints", "logger=csv"),
-)
-OFFLINE = (*BASE, "data.offline=true", "data.val_size=5")
-RUN = (*OFFLINE, "trainer.max_epochs=2")
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C arrives in the middle of this step, once."""
-    pending, original = [step], Classifier.training_step
-
-    def stopped(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        if pending and self.global_step == pending[0]:
-            pending.pop()
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", stopped)
-
-
-def change(run_dir: Path, edit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Edits run.json as another version or machine would have written it."""
-    record = record_of(run_dir)
-    edit(record)
-    (run_dir / "run.json").write_text(json.dumps(record))
-    return record
 
 
 @pytest.fixture
@@ -56,14 +24,6 @@ def a(tmp_path: Path) -> Path:
 @pytest.fixture
 def b(tmp_path: Path) -> Path:
     return write_zip(tmp_path / "B.zip", 2)
-
-
-def replace_in_place(old: Path, new: Path) -> None:
-    """With a file of the same size, and with the old one's dates."""
-    status = old.stat()
-    assert new.stat().st_size == status.st_size
-    new.replace(old)
-    os.utime(old, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["finished", "interrupted"])
@@ -166,7 +126,8 @@ def test_the_law_holds_for_images_drawn_by_code(lab: Lab, tmp_path: Path) -> Non
     assert len(err.strip().splitlines()) == 1
     assert "data=synthetic: these images (" in err
     # what ended before it had read any images fits all
-    change(run, lambda record: (record.pop("data"), record.update(status="failed")))
+    change(run, lambda record: record.pop("data"))
+    change(run, lambda record: record.update(status="failed"))
     assert lab(*TINY, f"hydra.run.dir={run}")[0] == 0
 
 
@@ -281,8 +242,8 @@ def test_copies_between_the_splits_are_said_and_on_record(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_zip(tmp_path / "copies.zip", 3, test_in_train=20, repeated=5)
-    arguments = (*BASE, f"data.root={root}", "data.val_size=50", "trainer.max_epochs=1")
-    arguments = (*arguments, f"hydra.run.dir={tmp_path}/run")
+    images = (f"data.root={root}", "data.val_size=50")
+    arguments = (*BASE, *images, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
     status, _, err = lab(*arguments)
     assert status == 0, err
     line = (

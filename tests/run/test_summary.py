@@ -31,7 +31,7 @@ def printed(record: dict[str, Any], **settings: Any) -> str:
     return stream.getvalue()
 
 
-def test_the_table_says_what_came_out_and_with_what():
+def test_the_table_says_what_came_out_and_with_what() -> None:
     text = printed(RECORD)
     for part in (
         "78.1 %, loss 0.6543",
@@ -48,17 +48,17 @@ def test_the_table_says_what_came_out_and_with_what():
         assert part in text
 
 
-def test_without_a_terminal_it_is_plain_text_without_padding():
+def test_without_a_terminal_it_is_plain_text_without_padding() -> None:
     text = printed(RECORD)
     assert "\x1b" not in text
     assert not any(line.endswith(" ") for line in text.splitlines())
 
 
-def test_a_path_is_never_broken_in_two():
+def test_a_path_is_never_broken_in_two() -> None:
     assert str(RUN) in printed(RECORD, width=20)
 
 
-def test_it_says_why_these_weights_are_tested_and_what_ran_other_than_asked():
+def test_it_says_why_these_weights_are_tested_and_what_ran_other_than_asked() -> None:
     why = {"tested_because": "lowest val/loss", "best_step": 6336}
     text = printed({**RECORD, **why, "steps_planned": 7040, "departures": []})
     assert "best checkpoint by validation (epoch 18, lowest val/loss)" in text
@@ -73,7 +73,7 @@ def test_it_says_why_these_weights_are_tested_and_what_ran_other_than_asked():
     ]
 
 
-def test_a_record_of_little_prints_what_it_has():
+def test_a_record_of_little_prints_what_it_has() -> None:
     text = printed({"metrics": {"test/acc": 0.5}, "tested": "last", "timings": {}})
     assert "50.0 %" in text
     assert "last epoch\n" in text
@@ -92,5 +92,5 @@ def test_a_record_of_little_prints_what_it_has():
         ({"name": "digits", "layout": "folders", "official": False}, "digits, from folders"),
     ],
 )
-def test_official_and_other_bytes_are_told_apart(data, words):
+def test_official_and_other_bytes_are_told_apart(data: dict[str, Any], words: str) -> None:
     assert words in describe_data(Data.model_validate(data))

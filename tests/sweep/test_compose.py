@@ -6,16 +6,13 @@ import itertools
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_lab.config.compose import register, run_config
-from cifar_lab.config.schema import conf_dir
+from cifar_lab.config.compose import run_config
 from cifar_lab.sweep.compose import Composer
+from tests.support.hydra import hydra_of
 
 Swept = dict[str, list[str]]
 
@@ -30,15 +27,6 @@ class Counting:
     def load_sweep_config(self, master: DictConfig, overrides: list[str]) -> DictConfig:
         self.asked += 1
         return self._loader.load_sweep_config(master, overrides)
-
-
-def hydra_of(*overrides: str) -> tuple[ConfigLoader, DictConfig]:
-    """Hydra's loader and the sweep's own configuration."""
-    register()
-    GlobalHydra.instance().clear()
-    initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
-    loader = GlobalHydra.instance().config_loader()
-    return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
 
 
 def everything(cfg: DictConfig) -> Any:
@@ -105,6 +93,7 @@ def test_a_run_config_is_everything_but_hydras_node() -> None:
     with open_dict(bare):
         del bare["hydra"]
     expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)
+    assert isinstance(expected, dict)
     assert list(run_config(cfg).items()) == list(expected.items())
 
 

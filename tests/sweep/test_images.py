@@ -24,9 +24,9 @@ from cifar_lab.sweep.points import Point, compose_point
 from cifar_lab.sweep.tasks import Found, Task
 from cifar_lab.sweep.worker import run_job
 from tests.conftest import record_of
-from tests.run.test_same_images import OFFLINE, RUN, change, replace_in_place
+from tests.support.hydra import hydra_of
 from tests.support.images import write_zip
-from tests.sweep.test_compose import hydra_of
+from tests.support.own_images import OFFLINE, RUN, change, replace_in_place
 
 Lab = Callable[..., tuple[int, str, str]]
 SWEEP = ("-m", *OFFLINE, "trainer.max_epochs=1", "report=false", "hydra.sweep.dir=sweep")

@@ -27,7 +27,7 @@ from cifar_lab.sweep.tasks import Check, Findings
 from cifar_lab.sweep.view import SweepView
 from cifar_lab.sweep.worker import check
 from tests.conftest import environment
-from tests.sweep.test_compose import hydra_of
+from tests.support.hydra import hydra_of
 
 PARTS = ["data=synthetic", "model=resnet10", "model.width=4", "trainer=cpu"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,9 +20,9 @@ LR = "optimizer.lr"
 TWO = "sweep.directions=[maximize,minimize]"
 
 
-def trials_of(folder: Path) -> list:  # type: ignore[type-arg]  # optuna may be missing
+def trials_of(folder: Path) -> list[Any]:
     study = optuna.load_study(study_name="cifar_lab", storage=f"sqlite:///{folder}/study.db")
-    return study.trials
+    return list(study.trials)
 
 
 def states_of(folder: Path) -> list[str]:

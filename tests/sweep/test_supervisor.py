@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ class Jobs:
         self.told: list[tuple[str, str]] = []  # what a person sees
         self.most = 0
         self.environments: dict[str, Mapping[str, str]] = {}
-        self.ticks = lambda: None
+        self.ticks: Callable[[], None] = lambda: None
         self._left = list(self.jobs.values())
 
     @staticmethod
@@ -326,7 +326,9 @@ def test_a_job_that_is_not_worth_its_time_has_thirty_seconds_to_save(
     jobs: Jobs = run({"job": HANG, "other": record("finished")}, before=before, retries=3)
     assert clock.killed - clock.asked == pytest.approx(30, abs=1)
     assert (jobs.jobs["job"].status, jobs.jobs["job"].error) == ("pruned", None)
-    assert jobs.jobs["job"].record.epochs == 2
+    kept = jobs.jobs["job"].record
+    assert kept is not None
+    assert kept.epochs == 2
     assert jobs.ends == [("job", "pruned"), ("other", "finished")]
 
 

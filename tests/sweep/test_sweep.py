@@ -187,7 +187,7 @@ def test_a_sweep_ends_with_its_report_and_a_report_that_fails_changes_nothing(
     before = page.stat().st_mtime_ns
     status, out, _ = lab(*sweep)
     assert (status, page.stat().st_mtime_ns) == (0, before)
-    assert "2 ended before" in out  # the switch is no part of a run's identity
+    assert "2 ended before" in out  # the switch is no part of a run's digest
     shutil.rmtree(page.parent)
     page.parent.touch()
     status, _, err = lab(*sweep, "report=true")

@@ -16,7 +16,7 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import constant, cosine
 from tests.conftest import FEED
 
@@ -39,7 +39,7 @@ def data(**changes: object) -> Synthetic:
 
 
 def fitted(folder: Path, *, lr: float = 0.05, **changes: object) -> tuple[Classifier, Trainer]:
-    quiet_libraries()
+    route_library_logging()
     seed_everything(11, verbose=False)
     classifier = Classifier(
         network=ResNet(num_blocks=[1, 1], width=4),
@@ -129,7 +129,7 @@ def test_mixed_labels_count_as_the_larger_share() -> None:
     labels = 0.7 * nn.functional.one_hot(larger, 10) + 0.3 * nn.functional.one_hot(smaller, 10)
     answers = torch.cat([larger[:5], smaller[5:8], neither[8:]])
     logits = 3.0 * nn.functional.one_hot(answers, 10)
-    classifier._step((logits, labels), classifier.running_train())
+    classifier._loss_and_logits((logits, labels), classifier.running_train())
     loss_sum, correct, count = classifier.running_train().tolist()
     assert (correct, count) == (5, 12)
     assert loss_sum / 12 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))

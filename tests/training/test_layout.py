@@ -15,7 +15,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.run import compatibility
 from cifar_lab.training.callbacks.ema import Ema
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, stop_at
+from tests.support.runs import SMALL, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
 THEIRS = "lightning.pytorch.callbacks"
@@ -131,8 +131,10 @@ class Writer(theirs.BasePredictionWriter):
 @pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`")
 def test_the_others_of_lightning_change_nothing(lab: Lab, tmp_path: Path) -> None:
     assert lab(*SMALL, f"hydra.run.dir={tmp_path}/alone")[0] == 0
-    plain = ("Callback", "Checkpoint", "LambdaCallback", "LearningRateMonitor", "ModelSummary")
-    plain = (*plain, "RichModelSummary", "SpikeDetection", "TQDMProgressBar", "Timer")
+    plain = (
+        *("Callback", "Checkpoint", "LambdaCallback", "LearningRateMonitor", "ModelSummary"),
+        *("RichModelSummary", "SpikeDetection", "TQDMProgressBar", "Timer"),
+    )
     status, _, err = lab(
         *SMALL,
         *(f"+callbacks.{name}._target_={THEIRS}.{name}" for name in plain),

@@ -1,27 +1,32 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
-from cifar_lab.training.library_logging import quiet_libraries
+import pytest
+
+from cifar_lab.training.library_logging import route_library_logging
 
 FIT_AND_TEST = """
 import sys, logging
-from conftest import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 from lightning.pytorch import Trainer
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
-from cifar_lab.training.callbacks.test_figures import Pictures
+from cifar_lab.training.callbacks.prediction_figures import PredictionFigures
 from cifar_lab.training.callbacks.progress import ProgressBar
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 
 folder = sys.argv[1]
 logging.basicConfig(filename=folder + "/train.log", level=logging.INFO)
-quiet_libraries()
+route_library_logging()
 for val in (2, 0):
     trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=folder,
         logger=[TensorBoard(save_dir=folder), MetricsCsv(save_dir=folder)],
         enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
-        callbacks=[ProgressBar(), Pictures()])
+        callbacks=[ProgressBar(), PredictionFigures()])
     toy, data = Toy(), ToyData(train=4, val=val, test=3)
     trainer.fit(toy, datamodule=data)
     trainer.test(toy, datamodule=data, verbose=False)
@@ -29,7 +34,9 @@ print("ours")
 """
 
 
-def test_a_fit_and_a_test_print_nothing_but_ours(tmp_path, run_python):
+def test_a_fit_and_a_test_print_nothing_but_ours(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     done = run_python(FIT_AND_TEST, str(tmp_path))
     assert done.stderr == ""
     assert done.stdout == "ours\n"
@@ -40,16 +47,16 @@ def test_a_fit_and_a_test_print_nothing_but_ours(tmp_path, run_python):
     assert "Tip" not in log
 
 
-def test_calling_it_twice_adds_no_second_filter():
-    quiet_libraries()
-    quiet_libraries()
+def test_calling_it_twice_adds_no_second_filter() -> None:
+    route_library_logging()
+    route_library_logging()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         assert len(logging.getLogger(name).filters) == 1
 
 
-def test_a_warning_that_one_can_act_on_still_appears(recwarn):
+def test_a_warning_that_one_can_act_on_still_appears(recwarn: pytest.WarningsRecorder) -> None:
     import warnings
 
-    quiet_libraries()
+    route_library_logging()
     warnings.warn("data.root: the disk is almost full", UserWarning, stacklevel=1)
     assert len(recwarn) == 1

@@ -161,7 +161,7 @@ def test_a_run_whose_first_steps_overflow_is_that_of_the_unfused_optimizer(
     for fused in (True, False):
         seed_everything(5, verbose=False)
         data = Synthetic(
-            **{**FEED, "train_size": 240, "test_size": 40, "data_seed": 0, "batch_size": 20},  # type: ignore[arg-type]
+            **{**FEED, "train_size": 240, "test_size": 40, "data_seed": 0, "batch_size": 20},
             val_size=40,
             augment=Pipeline(transforms={}),
             seed=3,

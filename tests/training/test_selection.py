@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-from cifar_lab.config.compose import compose
+from cifar_lab.config.compose import compose, run_config
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
-from cifar_lab.training.selection import is_better, meaning, mode_of
+from cifar_lab.training.selection import Mode, is_better, meaning, mode_of
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, same, stop_at, stop_in
+from tests.support.runs import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 # 8 steps an epoch, 4 batches of held-out images
@@ -36,7 +36,9 @@ class Scripted(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (value := next(self._values)) != "":
-            self.log(self._name, torch.tensor(math.nan if value is None else value))
+            self.log(  # type: ignore[attr-defined]  # Lightning gives it to callbacks
+                self._name, torch.tensor(math.nan if value is None else value)
+            )
 
 
 SCRIPTED = f"+callbacks.scripted._target_={__name__}.Scripted"
@@ -61,7 +63,7 @@ def test_a_name_says_which_values_are_better_or_says_nothing(metric: str, mode: 
             mode_of(metric, None)
     else:
         assert mode_of(metric, None) == mode_of(metric, mode) == mode
-        other = "max" if mode == "min" else "min"
+        other: Mode = "max" if mode == "min" else "min"
         with pytest.raises(InputError, match=f"must be {mode}"):
             mode_of(metric, other)
 
@@ -129,7 +131,8 @@ def test_the_best_is_kept_and_tested_and_the_record_says_so(
 
 def validated(run_dir: Path, arguments: Sequence[str], file: str = "best.ckpt") -> dict[str, float]:
     """What the weights of a checkpoint have on the held-out images, computed anew."""
-    parts = build(compose([*arguments, "logger=csv", "callbacks=checkpoints"]), run_dir)
+    cfg = compose([*arguments, "logger=csv", "callbacks=checkpoints"])
+    parts = build(cfg, run_config(cfg), run_dir)
     state = torch.load(run_dir / "checkpoints" / file, weights_only=True)["state_dict"]
     parts.classifier.load_state_dict(state)
     parts.trainer.validate(parts.classifier, datamodule=parts.data, verbose=False)

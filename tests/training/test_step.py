@@ -1,6 +1,6 @@
 """What the Classifier logs, and when it gives up, held against a loop that does it by hand.
 
-Single steps and steps in blocks alike.
+Single steps and several per call alike.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def data_of(*, val_size: int = 30, mix: bool = False) -> Synthetic:
     """100 training images less those held out, in batches of 16: a short one at the end."""
     flip: dict[str, Any] = {"flip": RandomFlip(p=0.5)}
     return Synthetic(
-        **{**FEED, "train_size": 100, "test_size": 40, "data_seed": 0, "batch_size": 16},  # type: ignore[arg-type]
+        **{**FEED, "train_size": 100, "test_size": 40, "data_seed": 0, "batch_size": 16},
         val_size=val_size,
         augment=Pipeline(transforms=flip | ({"cutmix": CutMix(alpha=1.0, p=1.0)} if mix else {})),
         seed=3,
@@ -54,7 +54,7 @@ class Rows(DummyLogger):
         self.rows: list[tuple[dict[str, float], int | None]] = []
         self.saved: list[int] = []
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append((dict(metrics), step))
 
     def save(self) -> None:
@@ -117,7 +117,8 @@ def by_hand(data: Synthetic) -> list[dict[str, float]]:
     """The rows of a plain loop's epochs: sums in float64, and the last step's learning rate."""
     data.open()
     data.setup()
-    loader, held_out = data.train_dataloader(), list(data.val_dataloader())
+    loader = data.train_dataloader()
+    held_out: list[Any] = list(data.val_dataloader())
     network, rows, step = linear(), [], 0
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9)
     total = EPOCHS * len(loader)
@@ -191,7 +192,7 @@ def test_every_epoch_logs_what_a_loop_by_hand_counts(
 
 
 class AtStep(Callback):
-    """Does something in each epoch after a number of batches (or blocks of them)."""
+    """Does something in each epoch after a number of batches (or calls)."""
 
     def __init__(self, batch: int, what: Callable[[Trainer, LightningModule], None]) -> None:
         self._batch, self._what = batch, what

@@ -113,7 +113,7 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "log-probabilities": (lambda: Linear(lambda y: y.log_softmax(1)), {}),
     "parts of a batch": (Ghost, {}),
     "a script": (
-        lambda: torch.jit.script(flat(nn.BatchNorm1d(3072), nn.Linear(3072, 10))),  # type: ignore[no-untyped-call]
+        lambda: torch.jit.script(flat(nn.BatchNorm1d(3072), nn.Linear(3072, 10))),
         {},
     ),
     "float64": (lambda: Linear().double(), {"precision": "64-true"}),
@@ -167,6 +167,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ def test_log_probabilities_are_what_both_of_them_take(loss: Any) -> None:
     try_loss(loss, logits_of().log_softmax(1), mixes=False, name="Loss")
 
 
-# --- at the door ----------------------------------------------------------------------------------
+# --- on the command line --------------------------------------------------------------------------
 
 SMALL = tuple(a for a in TINY if not a.startswith("model"))
 LINES = [
@@ -274,7 +275,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("arguments", "line"), LINES, ids=lambda value: value[0][:40])
-def test_the_door_says_so_before_anything_is_on_disk(
+def test_the_command_line_says_so_before_anything_is_on_disk(
     lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str
 ) -> None:
     small = [a for a in SMALL if not a.startswith("callbacks")]
@@ -300,9 +301,9 @@ def test_a_sweep_checks_each_pair_of_network_and_loss(tmp_path: Path) -> None:
         for network, loss in chosen
     ]
     found: list[Findings] = []
-    answer: Any = SimpleNamespace(send=found.append)
+    reply: Any = SimpleNamespace(send=found.append)
     configs = [run_config(cfg) for cfg in cfgs]
-    check(Check(cfgs=cfgs, configs=configs, answer=answer))
+    check(Check(cfgs=cfgs, configs=configs, reply=reply))
     ((index, reason),) = found[0].wrong
     assert index == 3
     assert "expects log-probabilities" in reason

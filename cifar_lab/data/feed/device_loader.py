@@ -110,7 +110,7 @@ class BatchLoader(EpochLoader):
     @property
     def num_batches(self) -> int:
         """Batches of an epoch, on every rank."""
-        return self.share.num_batches if self.blocks is None else self.blocks.batches
+        return self.share.num_batches if self.multistep is None else self.multistep.batches
 
     def plan(self, epoch: int) -> Plan:
         """Draws the whole epoch at once; a function of (seed, epoch) and the rank."""
@@ -129,7 +129,7 @@ class BatchLoader(EpochLoader):
         size = self.share.local_batch_size
         return self._cut(plan, slice(index * size, (index + 1) * size))
 
-    def block(self, plan: Plan, first: int, count: int) -> Batch:
+    def stack(self, plan: Plan, first: int, count: int) -> Batch:
         """`count` batches from number `first` on, stacked: the same bits as from `batch`.
 
         For steps so short that launching the feed's kernels for each would show: here they run
@@ -173,14 +173,14 @@ class BatchLoader(EpochLoader):
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         plan = self.plan(epoch)
-        if self.blocks is None:
+        if self.multistep is None:
             for index in range(first, self.num_batches):
                 yield self.batch(plan, index)
             return
         while first < self.num_batches:
-            end = self.blocks.end(epoch, first)
-            if first < self.blocks.full:
-                yield self.block(plan, first, end - first)
+            end = self.multistep.end(epoch, first)
+            if first < self.multistep.full:
+                yield self.stack(plan, first, end - first)
             else:
                 images, labels = self.batch(plan, first)
                 yield images[None], labels[None]

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-# images (B, 3, H, W) and labels (B, ...); of a block: (K, B, 3, H, W) and (K, B, ...)
+# images (B, 3, H, W) and labels (B, ...); of a call: (K, B, 3, H, W) and (K, B, ...)
 Batch = tuple[Tensor, Tensor]
 
 
 def batches_in(batch: Batch) -> int:
-    """1, or K of a block."""
+    """1, or K that are stacked for one call."""
     images, _ = batch
     return len(images) if images.ndim == 5 else 1
 
 
 def images_in(batch: Batch) -> int:
-    """Images of a batch or a block."""
+    """Images of a batch, or of several that are stacked."""
     images, _ = batch
     return len(images) * images.shape[1] if images.ndim == 5 else len(images)
 
@@ -56,7 +56,7 @@ class EpochLoader(ABC):
         epoch: from 0.
         position: batches of it that were handed out.
         share: how the epoch is cut into batches, and which part of each is handed out here.
-        blocks: how several batches at a time are handed out, stacked; None: one by one.
+        multistep: how several batches at a time are handed out, stacked; None: one by one.
     """
 
     share: Share
@@ -64,7 +64,7 @@ class EpochLoader(ABC):
     def __init__(self) -> None:
         self.epoch = 0
         self.position = 0
-        self.blocks: Blocks | None = None
+        self.multistep: Multistep | None = None
         self._begun = False
         self._resumed = False
 
@@ -103,8 +103,8 @@ class EpochLoader(ABC):
             yield batch
 
     def __len__(self) -> int:
-        """What a whole epoch hands out: batches, or blocks of them."""
-        return self.num_batches if self.blocks is None else self.blocks.per_epoch
+        """What a whole epoch hands out: batches, or stacks of them."""
+        return self.num_batches if self.multistep is None else self.multistep.calls_per_epoch
 
     @property
     @abstractmethod
@@ -113,21 +113,22 @@ class EpochLoader(ABC):
 
     @abstractmethod
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches (or blocks) of an epoch from batch number `first` on."""
+        """The batches (or stacks of them) of an epoch from batch number `first` on."""
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """An epoch cut into blocks of `size` batches, on a grid that begins with the epoch.
+class Multistep:
+    """An epoch cut into calls of `size` steps, on a grid that begins with the epoch.
 
-    A short last batch is a block of its own. An epoch that is taken up inside a block goes on to
-    that block's end, so that a run may change its `size` between two starts.
+    A call gets the batches of its steps, stacked; a short last batch has a call of its own. An
+    epoch that is taken up inside a call goes on to that call's end, so that a run may change its
+    `size` between two starts.
 
     Attributes:
-        size: batches in a block.
+        size: steps, and batches, of a call.
         full: batches of an epoch that have all their images.
         batches: full ones, and the short last one where it is used.
-        max_steps: batches of the whole fit, at which a block ends; None: no bound.
+        max_steps: batches of the whole fit, at which a call ends; None: no bound.
     """
 
     size: int
@@ -140,23 +141,23 @@ class Blocks:
         assert 0 <= self.full <= self.batches <= self.full + 1
 
     @property
-    def per_epoch(self) -> int:
-        """Blocks of an epoch."""
-        return self.index(self.batches)
+    def calls_per_epoch(self) -> int:
+        """Calls of an epoch."""
+        return self.calls_done(self.batches)
 
-    def index(self, position: int) -> int:
-        """Blocks that are over when `position` batches are; begun ones don't count."""
+    def calls_done(self, position: int) -> int:
+        """Calls that are over when `position` batches are; begun ones don't count."""
         if position < self.full:
             return position // self.size
         return -(-self.full // self.size) + position - self.full
 
-    def position(self, index: int) -> int:
-        """Batches that are over when `index` blocks are."""
+    def batches_done(self, calls: int) -> int:
+        """Batches that are over when `calls` calls are."""
         whole = -(-self.full // self.size)
-        return min(index * self.size, self.full) + max(0, index - whole)
+        return min(calls * self.size, self.full) + max(0, calls - whole)
 
     def end(self, epoch: int, position: int) -> int:
-        """Where the block ends that goes on from `position`."""
+        """Where the call ends that goes on from `position`."""
         if position >= self.full:
             return position + 1
         end = min(self.full, (position // self.size + 1) * self.size)

@@ -184,7 +184,7 @@ class _BatchUnpickler(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "_reconstruct"),
         }:
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]  # private
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]  # noqa: SLF001  (what pickles name)
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):

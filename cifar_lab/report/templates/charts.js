@@ -328,6 +328,6 @@ function drawConfusion() {
     return row.map((count) => (total ? (100 * count) / total : 0));
   });
   return heat("confusion-chart", names, names, share, { decimals: 0, low: 0, high: 100, customdata: shown.counts,
-    title: "share of the true class (%)", xTitle: "answer", yTitle: "true class", yAxis: { autorange: "reversed" },
+    title: "share of the true class (%)", xTitle: "predicted class", yTitle: "true class", yAxis: { autorange: "reversed" },
     hover: "%{y} taken for %{x}: %{z:.1f} %, %{customdata} images" });
 }

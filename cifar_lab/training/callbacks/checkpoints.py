@@ -18,26 +18,26 @@ from cifar_lab.records.checkpoint_file import (
     FOLDER,
     LAST,
     PREVIOUS,
+    add_digest,
     link,
-    seal,
 )
 from cifar_lab.records.files import sync_folder
 from cifar_lab.training.callbacks.rng import rng_state
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.distributed import agreed, is_time_to_agree
+from cifar_lab.training.distributed import is_exchange_batch, max_over_processes
 from cifar_lab.training.lightning_internals import enter_validation, validation_may_follow
 from cifar_lab.training.selection import Mode, is_better, mode_of
-from cifar_lab.training.steps.multistep import KnowsBlocks
+from cifar_lab.training.steps.multistep import SupportsMultistep
 
 log = logging.getLogger("cifar_lab")
 
 
-class Checkpoints(Checkpoint, KnowsBlocks):
+class Checkpoints(Checkpoint, SupportsMultistep):
     """``last.ckpt``, ``previous.ckpt`` and ``best.ckpt`` below the run folder's ``checkpoints/``.
 
     Saved after every epoch, within an epoch when ``every_minutes`` have passed, and after a
     validation within an epoch that has the best value so far. A checkpoint is written beside,
-    sealed with its digest, flushed and renamed, and the one before it is kept as ``previous.ckpt``,
+    given its digest, flushed and renamed, and the one before it is kept as ``previous.ckpt``,
     so that one whole checkpoint exists at every instant. A state with a NaN in it is never saved.
     RNG states of torch, CUDA, numpy and python travel along.
 
@@ -88,9 +88,9 @@ class Checkpoints(Checkpoint, KnowsBlocks):
         """Saves inside the epoch when it is time, where a run can go on from."""
         if self._every_s is None or not can_go_on_after(trainer, batch_idx):
             return
-        if not is_time_to_agree(trainer, batch_idx):
+        if not is_exchange_batch(trainer, batch_idx):
             return
-        if agreed(trainer, int(time.monotonic() - self._saved_at >= self._every_s)):
+        if max_over_processes(trainer, int(time.monotonic() - self._saved_at >= self._every_s)):
             self.save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,7 +155,7 @@ class Checkpoints(Checkpoint, KnowsBlocks):
         with signals.shielded():
             trainer.save_checkpoint(beside, weights_only=False)
             if trainer.is_global_zero:
-                seal(beside)
+                add_digest(beside)
                 if (folder / LAST).exists():
                     link(folder / LAST, folder / PREVIOUS)
                 os.replace(beside, folder / LAST)
@@ -165,14 +165,14 @@ class Checkpoints(Checkpoint, KnowsBlocks):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what Lightning forgets: the last metrics, and that early stopping has spoken."""
+        """Adds what Lightning forgets: the last metrics, and that early stopping wants the end."""
         checkpoint["run"] = {
             "epochs": trainer.current_epoch + int(self._epoch_over),
             "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},
             "should_stop": trainer.should_stop,
         }
         if self._validation_to_come:
-            enter_validation(checkpoint["loops"]["fit_loop"])
+            enter_validation(checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cifar_lab.errors import InputError
+from cifar_lab.training.lightning_internals import average_model, swap_averages
 
 
 class Ema(WeightAveraging):
@@ -53,7 +54,7 @@ class Ema(WeightAveraging):
         """As everywhere, also when a signal ends the run inside a validation."""
         if self._swapped:
             # what the checkpoint refers to are the tensors that this puts right
-            self._swap_models(pl_module)
+            swap_averages(self, pl_module)
             self._swapped = False
         self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
@@ -65,6 +66,6 @@ class Ema(WeightAveraging):
 
     def _follow(self, module: LightningModule) -> None:
         # before the average begins it is the weights; Lightning's is the untrained network so far
-        assert self._average_model is not None
-        if not int(self._average_model.n_averaged):
-            self._average_model.module.load_state_dict(module.state_dict())
+        average = average_model(self)
+        if not int(average.n_averaged):
+            average.module.load_state_dict(module.state_dict())

@@ -11,8 +11,8 @@ from cifar_lab import signals
 from cifar_lab.training.callbacks.checkpoints import Checkpoints, can_go_on_after
 from cifar_lab.training.callbacks.rng import set_rng_state
 from cifar_lab.training.callbacks.timings import Timings as TimingsCallback
-from cifar_lab.training.distributed import agreed, is_time_to_agree
-from cifar_lab.training.steps.multistep import KnowsBlocks
+from cifar_lab.training.distributed import is_exchange_batch, max_over_processes
+from cifar_lab.training.steps.multistep import SupportsMultistep
 
 
 class ReportProgress(Callback):
@@ -62,12 +62,12 @@ class RestoreRng(Callback):
             set_rng_state(self._checkpoints.restored_rng)
 
 
-class StopInOrder(Callback, KnowsBlocks):
+class StopInOrder(Callback, SupportsMultistep):
     """Ends the fit after Ctrl-C or SIGTERM, with a checkpoint of where it stands.
 
     In training: after the step (with all the batches that it accumulates), except where a
     validation may follow; there, before the validation, which is repeated. A fit of several
-    processes ends where all of them agree to: every few steps, before a validation and between
+    processes ends where all of them know of it: every few steps, before a validation and between
     epochs; it doesn't stop inside a validation or test.
     """
 
@@ -82,7 +82,7 @@ class StopInOrder(Callback, KnowsBlocks):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves, then raises Interrupted."""
-        if not can_go_on_after(trainer, batch_idx) or not is_time_to_agree(trainer, batch_idx):
+        if not can_go_on_after(trainer, batch_idx) or not is_exchange_batch(trainer, batch_idx):
             return
         if self._stop_wanted(trainer):
             if self._checkpoints is not None:
@@ -117,7 +117,7 @@ class StopInOrder(Callback, KnowsBlocks):
         signals.poll()
 
     def _stop_wanted(self, trainer: Trainer) -> bool:
-        signum = agreed(trainer, signals.pending())
+        signum = max_over_processes(trainer, signals.pending())
         if signum:
             signals.receive(signum)
         return signum != 0

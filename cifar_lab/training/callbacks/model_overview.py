@@ -20,7 +20,7 @@ _FILTER_PIXELS = 36  # the width that a filter gets at least, on the screen
 _IN_A_ROW = 8
 
 
-class Overview(Callback):
+class ModelOverview(Callback):
     """Writes into TensorBoard; does nothing without one.
 
     Once per run: the resolved configuration (Text), the network (Graphs; left out where it can't
@@ -93,7 +93,8 @@ def filter_sheet(network: nn.Module) -> Tensor | None:
     shade = 0.5 + weights / (2 * weights.abs().max().clamp(min=1e-12))
     scale = -(-_FILTER_PIXELS // weights.shape[-1])
     large = shade.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return make_grid(large, nrow=_IN_A_ROW, padding=2, pad_value=1.0)
+    sheet: Tensor = make_grid(large, nrow=_IN_A_ROW, padding=2, pad_value=1.0)
+    return sheet
 
 
 def _add_filters(board: TensorBoard, network: nn.Module, step: int) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from cifar_lab.formats import clock, epoch_rows, images_per_s, log_line, percent
 from cifar_lab.training.callbacks.display import Display
 from cifar_lab.training.callbacks.throughput import LaggedCopy, Rate, Sample
-from cifar_lab.training.steps.multistep import KnowsBlocks, batches_done, batches_per_epoch
+from cifar_lab.training.lightning_internals import call_index, calls_done
+from cifar_lab.training.steps.multistep import SupportsMultistep, batches_done, batches_per_epoch
 
 _log = logging.getLogger("cifar_lab.progress")
 
@@ -41,7 +42,7 @@ class _Epoch:
         return self.training_s + running
 
 
-class ProgressBar(LightningProgressBar, KnowsBlocks):
+class ProgressBar(LightningProgressBar, SupportsMultistep):
     """Epoch, batch, loss, accuracies, images/s and time left; a line stays for each epoch.
 
     Every finished epoch is also logged at INFO, terminal or not. The module gives
@@ -191,7 +192,7 @@ class ProgressBar(LightningProgressBar, KnowsBlocks):
     # --- inside -------------------------------------------------------------------------------
 
     def _new_epoch(self, trainer: Trainer) -> _Epoch:
-        calls = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        calls = calls_done(trainer)
         if calls >= trainer.num_training_batches:
             calls = 0  # the counters of the epoch before, not reset yet
         first_batch = batches_done(trainer, calls)
@@ -209,7 +210,7 @@ class ProgressBar(LightningProgressBar, KnowsBlocks):
         self._sums = tuple(_running_train(pl_module).tolist())
         epoch.training_s = epoch.training_time_s()
         epoch.running_since = None
-        calls = trainer.fit_loop.epoch_loop.batch_idx + 1
+        calls = call_index(trainer) + 1
         epoch.batches = batches_done(trainer, calls) - epoch.first_batch
         epoch.images = self._images(trainer, epoch.batches)
 

@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_lab.data.feed.epoch import images_in
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.steps.multistep import KnowsBlocks
+from cifar_lab.training.steps.multistep import SupportsMultistep
 
 # The first steps pay for allocation, algorithm choice and compilation: no rate counts them.
 WARMUP_STEPS = 20
 
 
-class Timings(Callback, KnowsBlocks):
+class Timings(Callback, SupportsMultistep):
     """Read once an epoch: nothing here waits for the device inside one.
 
     ``images_per_s`` is training images over training time, without validation, checkpoints and the
@@ -65,7 +65,7 @@ class Timings(Callback, KnowsBlocks):
     ) -> None:
         """Counts steps and images once the warm-up is over."""
         counts = self._steps >= WARMUP_STEPS
-        # a batch is no step where batches are accumulated, and many where they come in blocks
+        # a batch is no step where batches are accumulated, and many where they come stacked
         made = trainer.global_step - self._global_step
         self._global_step += made
         self._steps += made

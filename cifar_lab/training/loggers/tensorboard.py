@@ -12,7 +12,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import changes_no_result, flatten
+from cifar_lab.training.lightning_internals import purge_step_of, set_purge_step
 
 log = logging.getLogger("cifar_lab")
 
@@ -66,7 +67,7 @@ class TensorBoard(TensorBoardLogger):
     @property
     def begins(self) -> bool:
         """Whether this start writes what a run has once: no earlier one got to a checkpoint."""
-        return self._kwargs.get("purge_step", 0) == 0
+        return purge_step_of(self) == 0
 
     @rank_zero_only
     def resume(self, global_step: int) -> None:
@@ -75,8 +76,7 @@ class TensorBoard(TensorBoardLogger):
         TensorBoard drops events with ``step >= global_step`` that older files hold; Lightning
         numbers the values of the n-th step n - 1. Call it before anything is logged.
         """
-        assert self._experiment is None, "resume() comes before the first event"
-        self._kwargs["purge_step"] = global_step
+        set_purge_step(self, global_step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -107,7 +107,7 @@ class TensorBoard(TensorBoardLogger):
             # torch takes True for the number 1
             shown = {key: str(v).lower() if isinstance(v, bool) else v for key, v in flat.items()}
             _, start, _ = hparams(shown, {})
-            experiment._get_file_writer().add_summary(start)
+            _write(experiment, start)
         if self.begins:
             with decoration("the layout of Custom Scalars"):
                 experiment.add_custom_scalars(LAYOUT)
@@ -128,7 +128,7 @@ class TensorBoard(TensorBoardLogger):
             known = {name: metrics[name] for name in RESULTS if metrics.get(name) is not None}
             self.log_metrics({f"final/{name}": value for name, value in known.items()}, step)
             *_, end = hparams({}, {})
-            self.experiment._get_file_writer().add_summary(end)
+            _write(self.experiment, end)
             self.experiment.flush()
 
     @rank_zero_only
@@ -170,11 +170,16 @@ def hparams_of(
     found["augment"] = _augmentation(config.get("augment") or {})
     typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
     for key, value in flatten(config):
-        if key in typed and key not in found and not is_no_identity(key):
+        if key in typed and key not in found and not changes_no_result(key):
             found[key] = value
     if (precision := found["trainer.precision"]) is not None:
         found["trainer.precision"] = str(precision)  # 32 and bf16-mixed are both allowed
     return {key: _cell(value) for key, value in found.items() if value is not None}
+
+
+def _write(experiment: Any, summary: Any) -> None:
+    # torch's add_hparams is the one public way to these, and makes a folder of its own for each
+    experiment._get_file_writer().add_summary(summary)  # noqa: SLF001
 
 
 def _built(node: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from cifar_lab.errors import InputError
 
 # Steps made kernel by kernel before the recording: they allocate, choose algorithms, compile.
-WARM_UPS = 3
+WARMUP_STEPS = 3
 
 
 def check(optimizer: Optimizer, *, device: str, precision: str) -> None:
@@ -39,7 +39,7 @@ def check(optimizer: Optimizer, *, device: str, precision: str) -> None:
         )
 
 
-class WholeStep:
+class GraphedStep:
     """Makes optimizer steps: the first few kernel by kernel, then as replays of one recording.
 
     The learning rate becomes a float32 on the device while the optimizer steps, in every step
@@ -62,12 +62,12 @@ class WholeStep:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self._step = step
+        self._capturable_step = step
         self._optimizer = optimizer
         self._batch_size = batch_size
         self._device = device
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
-        self._warm_ups = WARM_UPS
+        self._warmup_left = WARMUP_STEPS
         self._replay: Callable[[], None] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._gradients: list[Tensor | None] = []
@@ -77,22 +77,22 @@ class WholeStep:
         """One optimizer step with (B, 3, H, W) images and (B, ...) labels on the device."""
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             rate.fill_(group["lr"])  # its value travels with the kernel: nothing waits
-        if len(images) == self._batch_size and not self._warm_ups:
-            self._make(images, labels)
+        if len(images) == self._batch_size and not self._warmup_left:
+            self._replay_step(images, labels)
             return
         self._optimizer.zero_grad()
         if len(images) != self._batch_size:
             self._run(images, labels)
             return
-        self._warm_ups -= 1
-        with self.beside():
+        self._warmup_left -= 1
+        with self.on_side_stream():
             self._run(images, labels)
 
-    def _make(self, images: Tensor, labels: Tensor) -> None:
+    def _replay_step(self, images: Tensor, labels: Tensor) -> None:
         if self._replay is None:
             self._inputs = inputs = (torch.empty_like(images), torch.empty_like(labels))
             self._optimizer.zero_grad()
-            self._replay = self.record(lambda: self._run(*inputs, recording=True))
+            self._replay = self.capture(lambda: self._run(*inputs, capturing=True))
             self._gradients = [p.grad for p in self._parameters()]
         for recorded, value in zip(self._inputs, (images, labels), strict=True):
             recorded.copy_(value)
@@ -101,15 +101,15 @@ class WholeStep:
         for parameter, gradient in zip(self._parameters(), self._gradients, strict=True):
             parameter.grad = gradient
 
-    def _run(self, images: Tensor, labels: Tensor, *, recording: bool = False) -> None:
+    def _run(self, images: Tensor, labels: Tensor, *, capturing: bool = False) -> None:
         groups: list[dict[str, Any]] = self._optimizer.param_groups
         before = [dict(group) for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
-            if recording and "capturable" in group:
+            if capturing and "capturable" in group:
                 group["capturable"] = True  # fused Adam is, and yet wants to be told
         try:
-            self._step(images, labels)
+            self._capturable_step(images, labels)
         finally:
             for group, values in zip(groups, before, strict=True):
                 group.update(values)
@@ -120,7 +120,7 @@ class WholeStep:
     # --- what only CUDA has --------------------------------------------------------------------
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def on_side_stream(self) -> Iterator[None]:
         """On a stream of its own, as torch wants the steps before a recording."""
         main = torch.cuda.current_stream(self._device)
         if self._side is None:  # one for all: memory is kept for each stream apart
@@ -130,7 +130,7 @@ class WholeStep:
             yield
         main.wait_stream(self._side)
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """Records what ``run`` would launch; what is returned launches it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -1,7 +1,7 @@
 """Several optimizer steps per call of Lightning's loop, whose own work then counts once for all.
 
 Lightning's loop costs .7 to 5 ms a call, a small network's step on a GPU less than that. With
-``steps_per_call=16`` the loader hands out blocks of 16 batches, and the Classifier makes 16 steps
+``steps_per_call=16`` the loader hands out 16 batches at a time, and the Classifier makes 16 steps
 with them (manual optimization). Order, augmentation, learning rates, ``global_step`` and results
 are those of single steps.
 """
@@ -9,14 +9,20 @@ are those of single steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from cifar_lab.data.datamodule import DataModule
-from cifar_lab.data.feed.epoch import Blocks
+from cifar_lab.data.feed.epoch import Multistep
+from cifar_lab.training.lightning_internals import (
+    callbacks_of,
+    set_calls_done,
+    set_global_step,
+    set_limit_train_batches,
+    train_loader_state,
+)
 
 log = logging.getLogger("cifar_lab")
 
@@ -28,18 +34,18 @@ _STEP_HOOKS = (
 )
 
 
-class KnowsBlocks:
-    """Mark of a callback whose hooks of a training batch are right for a block of them as well."""
+class SupportsMultistep:
+    """Mark of a callback whose hooks of a training batch are right for several steps as well."""
 
 
-def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | None:
-    """The blocks of the fit to come, or None: one step per call.
+def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Multistep | None:
+    """How the fit to come is cut into calls, or None: one step per call.
 
     Something that has to see every step switches back to single ones, and that is said.
 
     Args:
         trainer: with all of its callbacks.
-        data: told to hand out the blocks.
+        data: told to hand out the multistep.
         asked: steps per call; None: what suits the device.
     """
     on_cuda = trainer.strategy.root_device.type == "cuda"
@@ -56,10 +62,10 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Blocks | N
         return None  # Lightning's to refuse
     full = min(batches, len(data.train_indices) // data.batch_size)
     bound = trainer.max_steps if trainer.max_steps > -1 else None
-    blocks = Blocks(size=size, full=full, batches=batches, max_steps=bound)
-    data.hand_out_blocks(blocks)
-    trainer.limit_train_batches = 1.0  # of the blocks; the loader keeps the limit of the batches
-    return blocks
+    multistep = Multistep(size=size, full=full, batches=batches, max_steps=bound)
+    data.use_multistep(multistep)
+    set_limit_train_batches(trainer, 1.0)  # of the calls; the loader keeps that of the batches
+    return multistep
 
 
 def limited(trainer: Trainer, batches: int) -> int:
@@ -87,9 +93,8 @@ def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
         return f"trainer.gradient_clip_val={trainer.gradient_clip_val}"
     if validates_within_epochs(trainer):
         return f"trainer.val_check_interval={trainer.val_check_interval} validates within epochs"
-    callbacks: Iterable[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    for callback in callbacks:
-        if not isinstance(callback, KnowsBlocks) and _sees_steps(callback):
+    for callback in callbacks_of(trainer):
+        if not isinstance(callback, SupportsMultistep) and _sees_steps(callback):
             return f"the callback {type(callback).__name__} looks at every step"
     return None
 
@@ -105,42 +110,32 @@ def _sees_steps(callback: Callback) -> bool:
     )
 
 
-def blocks_of(trainer: Trainer) -> Blocks | None:
-    """The blocks that the trainer's loader hands out."""
-    return getattr(trainer.train_dataloader, "blocks", None)
+def multistep_of(trainer: Trainer) -> Multistep | None:
+    """How the trainer's loader cuts an epoch into calls."""
+    return getattr(trainer.train_dataloader, "multistep", None)
 
 
 def batches_done(trainer: Trainer, calls: int) -> int:
     """Batches of an epoch that are over when ``calls`` of Lightning's are."""
-    blocks = blocks_of(trainer)
-    return calls if blocks is None else blocks.position(calls)
+    multistep = multistep_of(trainer)
+    return calls if multistep is None else multistep.batches_done(calls)
 
 
 def batches_per_epoch(trainer: Trainer) -> float:
     """Training batches of an epoch, ``limit_train_batches`` included."""
-    blocks = blocks_of(trainer)
-    return trainer.num_training_batches if blocks is None else blocks.batches
+    multistep = multistep_of(trainer)
+    return trainer.num_training_batches if multistep is None else multistep.batches
 
 
-def translate_progress(checkpoint: dict[str, Any], blocks: Blocks | None) -> None:
+def translate_progress(checkpoint: dict[str, Any], multistep: Multistep | None) -> None:
     """Has a checkpoint's loops count in calls of this start, where ``steps_per_call`` changed."""
-    if checkpoint["steps_per_call"] == size_of(blocks):
+    if checkpoint["steps_per_call"] == steps_per_call(multistep):
         return
-    loops = checkpoint["loops"]["fit_loop"]
-    batches = loops["state_dict"]["combined_loader"][0]["position"]
-    calls = batches if blocks is None else blocks.index(batches)
-    current = loops["epoch_loop.batch_progress"]["current"]
-    # the last call may be in different stages of its completion
-    loops["epoch_loop.batch_progress"]["current"] = {
-        stage: calls - (current["ready"] - count) for stage, count in current.items()
-    }
-    # Lightning reads global_step from one of these, and each knows only its own steps
-    steps = checkpoint["global_step"]
-    counted = {key: {"ready": steps, "completed": steps} for key in ("total", "current")}
-    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = counted
-    loops["epoch_loop.manual_optimization.optim_step_progress"] = counted
+    batches = train_loader_state(checkpoint)["position"]
+    set_calls_done(checkpoint, batches if multistep is None else multistep.calls_done(batches))
+    set_global_step(checkpoint, checkpoint["global_step"])
 
 
-def size_of(blocks: Blocks | None) -> int:
+def steps_per_call(multistep: Multistep | None) -> int:
     """Optimizer steps per call."""
-    return 1 if blocks is None else blocks.size
+    return 1 if multistep is None else multistep.size

@@ -1,4 +1,4 @@
-"""Positions, blocks and shares of an epoch, held against plain counting."""
+"""Positions, calls and shares of an epoch, held against plain counting."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from cifar_lab.data.feed.epoch import (
     Batch,
-    Blocks,
     EpochLoader,
+    Multistep,
     Share,
     batches_in,
     epoch_order,
@@ -57,19 +57,19 @@ def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
 
 
 class Counting(EpochLoader):
-    """Four batches of one image, or blocks of them, labelled 10 * epoch + position."""
+    """Four batches of one image, or several for each call, labelled 10 * epoch + position."""
 
     @property
     def num_batches(self) -> int:
         return 4
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        if self.blocks is None:
+        if self.multistep is None:
             for position in range(first, 4):
                 yield torch.zeros(1, 3, 4, 4), torch.tensor([10 * epoch + position])
             return
         while first < 4:
-            end = self.blocks.end(epoch, first)
+            end = self.multistep.end(epoch, first)
             labels = torch.arange(first, end).view(-1, 1) + 10 * epoch
             yield torch.zeros(end - first, 1, 3, 4, 4), labels
             first = end
@@ -98,7 +98,7 @@ def test_making_an_iterator_begins_nothing() -> None:
 def test_the_position_counts_a_batch_before_it_is_handed_out() -> None:
     loader = Counting()
     assert [loader.position for _ in loader] == [1, 2, 3, 4]
-    loader.blocks = Blocks(size=3, full=4, batches=4, max_steps=None)
+    loader.multistep = Multistep(size=3, full=4, batches=4, max_steps=None)
     assert [loader.position for _ in loader] == [3, 4]
     assert len(loader) == 2
 
@@ -149,7 +149,7 @@ def test_a_restored_epoch_is_followed_by_the_next() -> None:
     assert labels_of(iter(loader)) == [20, 21, 22, 23]
 
 
-# --- blocks ---------------------------------------------------------------------------------------
+# --- several steps per call -----------------------------------------------------------------------
 
 CUTS = [
     (size, full, full + short) for size in (1, 2, 3, 5) for full in range(8) for short in (0, 1)
@@ -158,25 +158,25 @@ CUTS = [
 
 @pytest.mark.parametrize(("size", "full", "batches"), CUTS, ids=str)
 def test_blocks_are_those_of_plain_counting(size: int, full: int, batches: int) -> None:
-    blocks = Blocks(size=size, full=full, batches=batches, max_steps=None)
+    multistep = Multistep(size=size, full=full, batches=batches, max_steps=None)
     # the full batches in groups of `size`, then the short one alone
     ends = [*range(size, full, size), *([full] if full else []), *range(full + 1, batches + 1)]
-    assert blocks.per_epoch == len(ends)
-    assert [blocks.position(index) for index in range(len(ends) + 1)] == [0, *ends]
+    assert multistep.calls_per_epoch == len(ends)
+    assert [multistep.batches_done(index) for index in range(len(ends) + 1)] == [0, *ends]
     for position in range(batches):
-        assert blocks.end(0, position) == next(end for end in ends if end > position)
+        assert multistep.end(0, position) == next(end for end in ends if end > position)
         # begun ones don't count
-        assert blocks.index(position) == sum(end <= position for end in ends)
-    assert blocks.index(batches) == len(ends)
+        assert multistep.calls_done(position) == sum(end <= position for end in ends)
+    assert multistep.calls_done(batches) == len(ends)
 
 
 @pytest.mark.parametrize("max_steps", range(1, 22))
 def test_a_block_ends_where_the_fit_does(max_steps: int) -> None:
-    blocks = Blocks(size=3, full=7, batches=7, max_steps=max_steps)
-    unbounded = Blocks(size=3, full=7, batches=7, max_steps=None)
+    multistep = Multistep(size=3, full=7, batches=7, max_steps=max_steps)
+    unbounded = Multistep(size=3, full=7, batches=7, max_steps=None)
     for epoch in range(3):
         for position in range(7):
-            end, made = blocks.end(epoch, position), 7 * epoch + position
+            end, made = multistep.end(epoch, position), 7 * epoch + position
             if made < max_steps:
                 assert end == min(unbounded.end(epoch, position), max_steps - 7 * epoch)
             else:  # beyond it nothing is asked for but by a loader's look ahead
@@ -188,7 +188,7 @@ def test_a_block_ends_where_the_fit_does(max_steps: int) -> None:
 )
 def test_blocks_that_can_not_be_are_refused(size: int, full: int, batches: int) -> None:
     with pytest.raises(AssertionError):
-        Blocks(size=size, full=full, batches=batches, max_steps=None)
+        Multistep(size=size, full=full, batches=batches, max_steps=None)
 
 
 # --- shares ---------------------------------------------------------------------------------------

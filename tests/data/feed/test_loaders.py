@@ -204,12 +204,12 @@ def test_a_planned_batch_is_the_same_whenever_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("mix", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_block_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
+def test_a_stack_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
     pipeline = Pipeline(transforms={**standard().transforms, "mix": CutMix(alpha=1.0, p=0.5)})
     loader = make_loader(pipeline=pipeline if mix else standard(), channels_last=channels_last)
     loader._labels %= 10
     plan = loader.plan(0)
-    images, labels = loader.block(plan, 2, 4)
+    images, labels = loader.stack(plan, 2, 4)
     assert images.shape == (4, 8, 3, 32, 32)
     assert same(zip(images, labels, strict=True), [loader.batch(plan, 2 + i) for i in range(4)])
 

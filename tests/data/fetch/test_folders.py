@@ -8,11 +8,13 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_lab.data.dataset import Split
 from cifar_lab.data.fetch.folders import (
     fingerprint_folder,
     list_folder,
@@ -21,9 +23,10 @@ from cifar_lab.data.fetch.folders import (
     read_zip,
 )
 from cifar_lab.errors import InputError
+from tests.data.conftest import Folders
 
 
-def read(root: Path):
+def read(root: Path) -> tuple[Split, Split]:
     return read_folder(root, list_folder(root))
 
 
@@ -35,24 +38,24 @@ def zipped(root: Path, path: Path, top: str = "") -> Path:
     return path
 
 
-def png(mode: str = "RGB", size: tuple[int, int] = (32, 32), **options) -> bytes:
+def png(mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 
-def assert_same(found, written) -> None:
+def assert_same(found: tuple[Split, Split], written: Folders) -> None:
     for split, expected in zip(found, (written.train, written.test), strict=True):
         np.testing.assert_array_equal(split.images, expected.images)
         np.testing.assert_array_equal(split.labels, expected.labels)
 
 
-def test_classes_come_in_turn_and_each_by_name(class_folders):
+def test_classes_come_in_turn_and_each_by_name(class_folders: Folders) -> None:
     assert_same(read(class_folders.root), class_folders)
 
 
 @pytest.mark.parametrize("top", ["", "cifar10/"])
-def test_zip_gives_what_its_folders_give(class_folders, tmp_path, top):
+def test_zip_gives_what_its_folders_give(class_folders: Folders, tmp_path: Path, top: str) -> None:
     path = zipped(class_folders.root, tmp_path / "images.zip", top)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"__MACOSX/{top}train/cat/._0001.png", b"")
@@ -61,7 +64,7 @@ def test_zip_gives_what_its_folders_give(class_folders, tmp_path, top):
     assert_same(read_zip(path, list_zip(path)), class_folders)
 
 
-def test_jpeg_is_what_pillow_decodes(class_folders):
+def test_jpeg_is_what_pillow_decodes(class_folders: Folders) -> None:
     path = class_folders.root / "test/truck/a.jpg"
     Image.fromarray(class_folders.train.images[0].transpose(1, 2, 0)).save(path, quality=75)
     _, test = read(class_folders.root)
@@ -70,13 +73,13 @@ def test_jpeg_is_what_pillow_decodes(class_folders):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_nine_classes_name_the_missing_one(class_folders, split):
+def test_nine_classes_name_the_missing_one(class_folders: Folders, split: str) -> None:
     shutil.rmtree(class_folders.root / split / "frog")
     with pytest.raises(InputError, match=f"{split}: lacks frog"):
         list_folder(class_folders.root)
 
 
-def test_renamed_class_names_both(class_folders, tmp_path):
+def test_renamed_class_names_both(class_folders: Folders, tmp_path: Path) -> None:
     (class_folders.root / "train/frog").rename(class_folders.root / "train/toad")
     with pytest.raises(InputError, match=r"train: lacks frog and has unknown toad"):
         list_folder(class_folders.root)
@@ -85,13 +88,13 @@ def test_renamed_class_names_both(class_folders, tmp_path):
         list_zip(path)
 
 
-def test_eleventh_class_is_named(class_folders):
+def test_eleventh_class_is_named(class_folders: Folders) -> None:
     shutil.copytree(class_folders.root / "test/frog", class_folders.root / "test/toad")
     with pytest.raises(InputError, match=r"test: has unknown toad; it must hold exactly"):
         list_folder(class_folders.root)
 
 
-def test_missing_split_and_empty_class_are_named(class_folders):
+def test_missing_split_and_empty_class_are_named(class_folders: Folders) -> None:
     for file in (class_folders.root / "test/ship").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="test/ship: holds no image"):
@@ -114,7 +117,9 @@ def test_missing_split_and_empty_class_are_named(class_folders):
         (png("I;16"), "has mode I;16"),
     ],
 )
-def test_unsound_image_is_named_on_disk_and_in_a_zip(class_folders, tmp_path, content, reason):
+def test_unsound_image_is_named_on_disk_and_in_a_zip(
+    class_folders: Folders, tmp_path: Path, content: bytes, reason: str
+) -> None:
     (class_folders.root / "train/deer/9.png").write_bytes(content)
     with pytest.raises(InputError) as caught:
         read(class_folders.root)
@@ -126,7 +131,7 @@ def test_unsound_image_is_named_on_disk_and_in_a_zip(class_folders, tmp_path, co
     assert "\n" not in str(caught.value)
 
 
-def test_gray_palette_and_opaque_images_become_rgb(class_folders):
+def test_gray_palette_and_opaque_images_become_rgb(class_folders: Folders) -> None:
     pixels = np.arange(1024, dtype=np.uint8).reshape(32, 32)
     gray = Image.fromarray(pixels)
     rgb = gray.convert("RGB")
@@ -153,7 +158,9 @@ def test_gray_palette_and_opaque_images_become_rgb(class_folders):
         ("train/1.png", "train/1.png"),
     ],
 )
-def test_stray_file_is_named(class_folders, tmp_path, stray, named):
+def test_stray_file_is_named(
+    class_folders: Folders, tmp_path: Path, stray: str, named: str
+) -> None:
     path = class_folders.root / stray
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"stray")
@@ -164,14 +171,14 @@ def test_stray_file_is_named(class_folders, tmp_path, stray, named):
         list_zip(archive)
 
 
-def test_truncated_zip_is_named(class_folders, tmp_path):
+def test_truncated_zip_is_named(class_folders: Folders, tmp_path: Path) -> None:
     path = zipped(class_folders.root, tmp_path / "images.zip")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=re.escape(f"{path}: is no whole .zip")):
         list_zip(path)
 
 
-def test_changed_byte_inside_a_zip_names_the_image(class_folders, tmp_path):
+def test_changed_byte_inside_a_zip_names_the_image(class_folders: Folders, tmp_path: Path) -> None:
     path = zipped(class_folders.root, tmp_path / "images.zip")
     with zipfile.ZipFile(path) as archive:
         offset = archive.getinfo("test/dog/0005.png").header_offset + 500
@@ -182,7 +189,9 @@ def test_changed_byte_inside_a_zip_names_the_image(class_folders, tmp_path):
         read_zip(path, list_zip(path))
 
 
-def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(class_folders):
+def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(
+    class_folders: Folders,
+) -> None:
     root = class_folders.root
     file = root / "train/bird/0012.png"
     seen = {fingerprint_folder(root)}

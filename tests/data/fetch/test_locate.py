@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from cifar_lab.data.dataset import digest_of, split_digest
 from cifar_lab.data.fetch.cache import Entry, cache_folder
 from cifar_lab.data.fetch.locate import open_cifar10, verify_cache
 from cifar_lab.errors import InputError
+from tests.data.conftest import Fake, Folders, OpenFake, Serve
 
 JPEG_ZIP = Path("../shared/data/cifar10-jpeg.zip").absolute()
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("empty_home")
 
 
 @pytest.fixture(autouse=True)
-def warnings_only(caplog):
+def warnings_only(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="cifar_lab.data")
 
 
@@ -44,8 +46,8 @@ def flip_byte(path: Path, position: int = -1) -> None:
 
 
 def test_every_official_layout_gives_the_same_data_and_shares_one_entry(
-    fake, open_fake, tmp_path, caplog
-):
+    fake: Fake, open_fake: OpenFake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = fake.write_archive(tmp_path / "a").parent
     roots = {
         "archive": [folder, folder / fake.archive.name],
@@ -71,8 +73,8 @@ def test_every_official_layout_gives_the_same_data_and_shares_one_entry(
 
 
 def test_class_folders_and_a_zip_are_not_official_and_give_one_digest(
-    class_folders, open_fake, tmp_path
-):
+    class_folders: Folders, open_fake: OpenFake, tmp_path: Path
+) -> None:
     path = Path(shutil.make_archive(str(tmp_path / "images"), "zip", class_folders.root))
     folder, zipped = open_fake(class_folders.root), open_fake(path)
     assert (folder.dataset.layout, zipped.dataset.layout) == ("folders", "zip")
@@ -82,7 +84,9 @@ def test_class_folders_and_a_zip_are_not_official_and_give_one_digest(
     assert (open_fake(class_folders.root).state, open_fake(path).state) == ("ok", "ok")
 
 
-def test_archive_stands_in_for_damaged_pickles_beside_it(fake, open_fake, tmp_path, caplog):
+def test_archive_stands_in_for_damaged_pickles_beside_it(
+    fake: Fake, open_fake: OpenFake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = fake.write_archive(tmp_path / "data").parent
     pickles = fake.write_pickles(root / fake.archive.folder)
     flip_byte(pickles / "test_batch")
@@ -93,8 +97,8 @@ def test_archive_stands_in_for_damaged_pickles_beside_it(fake, open_fake, tmp_pa
 
 
 def test_damaged_pickles_are_not_passed_over_for_class_folders(
-    fake, open_fake, class_folders, tmp_path
-):
+    fake: Fake, open_fake: OpenFake, class_folders: Folders, tmp_path: Path
+) -> None:
     pickles = fake.write_pickles(class_folders.root / fake.archive.folder)
     flip_byte(pickles / "test_batch")
     with pytest.raises(InputError, match="test_batch: has MD5"):
@@ -102,8 +106,8 @@ def test_damaged_pickles_are_not_passed_over_for_class_folders(
 
 
 def test_official_root_that_went_bad_is_wrong_input_though_the_cache_is_whole(
-    fake, open_fake, tmp_path
-):
+    fake: Fake, open_fake: OpenFake, tmp_path: Path
+) -> None:
     root = fake.write_pickles(tmp_path / "data")
     open_fake(root)
     flip_byte(root / "data_batch_5")
@@ -111,7 +115,9 @@ def test_official_root_that_went_bad_is_wrong_input_though_the_cache_is_whole(
         open_fake(root)
 
 
-def test_root_without_data_is_told_what_is_there_and_what_is_wanted(open_fake, tmp_path):
+def test_root_without_data_is_told_what_is_there_and_what_is_wanted(
+    open_fake: OpenFake, tmp_path: Path
+) -> None:
     (tmp_path / "root" / "photos").mkdir(parents=True)
     (tmp_path / "root" / "a.txt").touch()
     for root, reason in {
@@ -126,7 +132,9 @@ def test_root_without_data_is_told_what_is_there_and_what_is_wanted(open_fake, t
     assert not cache_folder(None).exists()
 
 
-def test_given_root_never_leads_to_fetching_or_to_the_cache(fake, open_fake, tmp_path, serve):
+def test_given_root_never_leads_to_fetching_or_to_the_cache(
+    fake: Fake, open_fake: OpenFake, tmp_path: Path, serve: Serve
+) -> None:
     server = serve(fake.content)
     open_fake(fake.write_pickles(tmp_path / "data"))
     with pytest.raises(InputError, match="does not exist"):
@@ -135,7 +143,7 @@ def test_given_root_never_leads_to_fetching_or_to_the_cache(fake, open_fake, tmp
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_root_is_wrong_input(fake, open_fake, tmp_path):
+def test_unreadable_root_is_wrong_input(fake: Fake, open_fake: OpenFake, tmp_path: Path) -> None:
     root = fake.write_pickles(tmp_path / "data")
     (root / "data_batch_1").chmod(0)
     with pytest.raises(InputError, match=r"data_batch_1 can't be read \(Permission denied\)"):
@@ -146,7 +154,9 @@ def test_unreadable_root_is_wrong_input(fake, open_fake, tmp_path):
 
 
 @pytest.mark.parametrize("root", [None, ""])
-def test_what_torchvision_left_in_data_is_found(fake, open_fake, empty_home, root):
+def test_what_torchvision_left_in_data_is_found(
+    fake: Fake, open_fake: OpenFake, empty_home: Path, root: str | None
+) -> None:
     fake.write_pickles(empty_home / "data" / fake.archive.folder)
     opened = open_fake(root)
     assert opened.dataset.official
@@ -155,12 +165,14 @@ def test_what_torchvision_left_in_data_is_found(fake, open_fake, empty_home, roo
     assert open_fake(root).state == "ok"
 
 
-def test_what_keras_left_is_found(fake, open_fake):
+def test_what_keras_left_is_found(fake: Fake, open_fake: OpenFake) -> None:
     fake.write_pickles(Path("~/.keras/datasets/cifar-10-batches-py").expanduser())
     assert open_fake().dataset.layout == "pickles"
 
 
-def test_unsound_finds_are_passed_over_with_a_line_each(fake, open_fake, empty_home, caplog):
+def test_unsound_finds_are_passed_over_with_a_line_each(
+    fake: Fake, open_fake: OpenFake, empty_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     flip_byte(fake.write_pickles(empty_home / "data" / fake.archive.folder) / "test_batch")
     fake.write_archive(empty_home / "data")
     assert open_fake().dataset.layout == "archive"
@@ -168,13 +180,17 @@ def test_unsound_finds_are_passed_over_with_a_line_each(fake, open_fake, empty_h
     assert "test_batch: has MD5" in caplog.text
 
 
-def test_class_folders_in_data_are_not_taken_for_cifar10(open_fake, class_folders, empty_home):
+def test_class_folders_in_data_are_not_taken_for_cifar10(
+    open_fake: OpenFake, class_folders: Folders, empty_home: Path
+) -> None:
     class_folders.root.rename(empty_home / "data")
     with pytest.raises(InputError, match=r"^data.offline=true: CIFAR-10 is not on this machine"):
         open_fake()
 
 
-def test_offline_opens_no_socket_and_names_every_way_out(open_fake, monkeypatch):
+def test_offline_opens_no_socket_and_names_every_way_out(
+    open_fake: OpenFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempts = []
 
     def connect(*args: object) -> None:
@@ -191,7 +207,7 @@ def test_offline_opens_no_socket_and_names_every_way_out(open_fake, monkeypatch)
     assert attempts
 
 
-def test_public_entry_refuses_what_is_not_official(fake, tmp_path):
+def test_public_entry_refuses_what_is_not_official(fake: Fake, tmp_path: Path) -> None:
     root = fake.write_pickles(tmp_path / "data")
     with pytest.raises(InputError, match="c99cafc152244af753f735de768cd75f"):
         open_cifar10(root=str(root), cache=None, offline=True, sources=[], min_rate=0, stall_s=1)
@@ -200,7 +216,9 @@ def test_public_entry_refuses_what_is_not_official(fake, tmp_path):
 # --- the cache -------------------------------------------------------------------------------
 
 
-def test_cached_arrays_are_read_only_maps_of_one_file(open_fake, class_folders):
+def test_cached_arrays_are_read_only_maps_of_one_file(
+    open_fake: OpenFake, class_folders: Folders
+) -> None:
     opened = open_fake(class_folders.root)
     for split in (opened.dataset.train, opened.dataset.test):
         assert split.images.flags.c_contiguous
@@ -210,7 +228,9 @@ def test_cached_arrays_are_read_only_maps_of_one_file(open_fake, class_folders):
     assert (opened.entry / "test.bin").stat().st_size == 10 * 3073
 
 
-def test_digests_are_those_of_the_files_and_of_the_arrays(open_fake, class_folders):
+def test_digests_are_those_of_the_files_and_of_the_arrays(
+    open_fake: OpenFake, class_folders: Folders
+) -> None:
     opened = open_fake(class_folders.root)
     sums = (opened.entry / "SHA256SUMS").read_text().split()
     assert sums[1::2] == ["train.bin", "test.bin"]
@@ -220,7 +240,7 @@ def test_digests_are_those_of_the_files_and_of_the_arrays(open_fake, class_folde
         subprocess.run([tool, "-c", "SHA256SUMS"], cwd=opened.entry, check=True)
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "first pixel of train": lambda entry: flip_byte(entry / "train.bin", 0),
     "last label of test": lambda entry: flip_byte(entry / "test.bin", -1),
     "a digest": lambda entry: flip_byte(entry / "SHA256SUMS", 0),
@@ -236,7 +256,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damaged_cache_is_rebuilt_with_one_warning(open_fake, class_folders, caplog, damage):
+def test_damaged_cache_is_rebuilt_with_one_warning(
+    open_fake: OpenFake,
+    class_folders: Folders,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], object],
+) -> None:
     entry = open_fake(class_folders.root).entry
     damage(entry)
     again = open_fake(class_folders.root)
@@ -248,8 +273,8 @@ def test_damaged_cache_is_rebuilt_with_one_warning(open_fake, class_folders, cap
 
 
 def test_damaged_cache_is_never_used_when_the_source_is_damaged_too(
-    open_fake, class_folders, tmp_path
-):
+    open_fake: OpenFake, class_folders: Folders, tmp_path: Path
+) -> None:
     entry = open_fake(class_folders.root).entry
     flip_byte(entry / "train.bin", 5)
     image = class_folders.root / "test/cat/0003.png"
@@ -261,8 +286,8 @@ def test_damaged_cache_is_never_used_when_the_source_is_damaged_too(
 
 
 def test_damaged_official_cache_is_rebuilt_from_where_it_came_without_a_root(
-    fake, open_fake, tmp_path
-):
+    fake: Fake, open_fake: OpenFake, tmp_path: Path
+) -> None:
     entry = open_fake(fake.write_pickles(tmp_path / "data")).entry
     flip_byte(entry / "test.bin")
     assert open_fake().state == "rebuilt"
@@ -272,7 +297,9 @@ def test_damaged_official_cache_is_rebuilt_from_where_it_came_without_a_root(
         open_fake()
 
 
-def test_changed_source_is_noticed_and_decoded_again(open_fake, class_folders, caplog):
+def test_changed_source_is_noticed_and_decoded_again(
+    open_fake: OpenFake, class_folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
     before = open_fake(class_folders.root).dataset
     image = class_folders.root / "train/horse/0017.png"
     Image.new("RGB", (32, 32), "red").save(image)
@@ -286,8 +313,8 @@ def test_changed_source_is_noticed_and_decoded_again(open_fake, class_folders, c
 
 
 def test_what_a_crash_left_half_written_is_written_over_without_a_word(
-    open_fake, class_folders, caplog
-):
+    open_fake: OpenFake, class_folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
     entry = open_fake(class_folders.root).entry
     (entry / "dataset.json").unlink()
     (entry / "test.bin").unlink()
@@ -303,8 +330,8 @@ def test_what_a_crash_left_half_written_is_written_over_without_a_word(
 
 
 def test_crash_while_a_changed_source_is_cached_does_not_mix_old_and_new(
-    open_fake, class_folders, tmp_path, monkeypatch
-):
+    open_fake: OpenFake, class_folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_fake(class_folders.root)
     shutil.copytree(class_folders.root, tmp_path / "before")
     Image.new("RGB", (32, 32), "red").save(class_folders.root / "train/horse/0014.png")
@@ -317,7 +344,9 @@ def test_crash_while_a_changed_source_is_cached_does_not_mix_old_and_new(
     assert open_fake(class_folders.root).dataset.digest == class_folders.digest
 
 
-def test_cache_folder_follows_the_argument_then_xdg_then_home(tmp_path, monkeypatch):
+def test_cache_folder_follows_the_argument_then_xdg_then_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache_folder(str(tmp_path / "mine")) == tmp_path / "mine"
     assert cache_folder(None) == Path(os.environ["XDG_CACHE_HOME"]) / "cifar_lab"
     for unset in ("", "relative/is/to/be/ignored"):
@@ -325,14 +354,18 @@ def test_cache_folder_follows_the_argument_then_xdg_then_home(tmp_path, monkeypa
         assert cache_folder(None) == Path.home() / ".cache" / "cifar_lab"
 
 
-def test_cache_that_cannot_be_made_names_the_key(open_fake, class_folders, tmp_path):
+def test_cache_that_cannot_be_made_names_the_key(
+    open_fake: OpenFake, class_folders: Folders, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     cache = tmp_path / "file" / "cache"
     with pytest.raises(InputError, match=f"^data.cache={cache}: can't be written"):
         open_fake(class_folders.root, cache=cache)
 
 
-def test_full_disk_names_the_key_and_leaves_nothing(open_fake, class_folders):
+def test_full_disk_names_the_key_and_leaves_nothing(
+    open_fake: OpenFake, class_folders: Folders
+) -> None:
     # the system's limit on a file's size: the same OSError out of write() as on a full disk
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -345,7 +378,9 @@ def test_full_disk_names_the_key_and_leaves_nothing(open_fake, class_folders):
     assert open_fake(class_folders.root).state == "built"
 
 
-def test_waiting_for_another_process_is_said_once(open_fake, class_folders, caplog):
+def test_waiting_for_another_process_is_said_once(
+    open_fake: OpenFake, class_folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
     entry = Entry(cache_folder(None), open_fake(class_folders.root).entry.name)
     flip_byte(entry.folder / "test.bin")
     opened = []
@@ -365,7 +400,9 @@ def test_waiting_for_another_process_is_said_once(open_fake, class_folders, capl
 # --- verifying it all ------------------------------------------------------------------------
 
 
-def test_verify_says_ok_rebuilt_or_why_not(fake, open_fake, class_folders, tmp_path):
+def test_verify_says_ok_rebuilt_or_why_not(
+    fake: Fake, open_fake: OpenFake, class_folders: Folders, tmp_path: Path
+) -> None:
     kept = open_fake(fake.write_pickles(tmp_path / "data")).entry
     folders = open_fake(class_folders.root).entry
     names = {kept.name, folders.name}
@@ -387,7 +424,9 @@ def test_verify_says_ok_rebuilt_or_why_not(fake, open_fake, class_folders, tmp_p
     assert "data.root" in states[kept.name]
 
 
-def test_verify_needs_no_source_while_the_digests_hold(open_fake, class_folders):
+def test_verify_needs_no_source_while_the_digests_hold(
+    open_fake: OpenFake, class_folders: Folders
+) -> None:
     open_fake(class_folders.root)
     shutil.rmtree(class_folders.root)
     assert [state for _, state in verify_cache(cache=None)] == ["ok"]
@@ -398,7 +437,9 @@ def test_verify_needs_no_source_while_the_digests_hold(open_fake, class_folders)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not JPEG_ZIP.exists(), reason="the real images are not beside the project")
-def test_real_images_open_twice_and_have_the_published_means(open_fake, tmp_path):
+def test_real_images_open_twice_and_have_the_published_means(
+    open_fake: OpenFake, tmp_path: Path
+) -> None:
     opened = open_fake(JPEG_ZIP)
     data = opened.dataset
     assert (len(data.train), len(data.test)) == (50_000, 10_000)

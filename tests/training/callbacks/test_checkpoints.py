@@ -15,7 +15,7 @@ from torch import Tensor
 from cifar_lab.training.callbacks.rng import rng_state, set_rng_state
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
-from tests.run.test_resume import SMALL, stop_at
+from tests.support.runs import SMALL, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
 

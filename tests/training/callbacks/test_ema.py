@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cifar_lab.training.classifier import Classifier
-from tests.run.test_resume import SMALL, same, stop_at, stop_in, weights
+from tests.support.runs import SMALL, same, stop_at, stop_in, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 BARE = ("~callbacks.progress", "~callbacks.pictures", "~callbacks.overview")
@@ -32,11 +32,11 @@ def test_the_average_is_the_recurrence_and_validation_and_test_see_it(
 
     def noted(self: Classifier, batch: Any, batch_idx: int) -> Any:
         if self.global_step:
-            seen.append(self.network.features[0].weight.detach().clone())
+            seen.append(self.network.get_parameter("features.0.weight").detach().clone())
         return step(self, batch, batch_idx)
 
     def noted_test(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        tested.append(self.network.features[0].weight.detach().clone())
+        tested.append(self.network.get_parameter("features.0.weight").detach().clone())
         return test_step(self, batch, batch_idx)
 
     monkeypatch.setattr(Classifier, "training_step", noted)

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
-from cifar_lab.training.callbacks.model_overview import FILTERS, Overview, as_text, filter_sheet
+from cifar_lab.training.callbacks.model_overview import (
+    FILTERS,
+    ModelOverview,
+    as_text,
+    filter_sheet,
+)
 from cifar_lab.training.callbacks.rng import rng_state
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 
@@ -34,7 +39,7 @@ def begin(run: Path, network: nn.Module, *, graph: bool = True, resumed: int | N
         board.resume(resumed)
     trainer: Any = SimpleNamespace(loggers=[board], global_step=40)
     module: Any = SimpleNamespace(network=network, hparams={"config": CONFIG})
-    overview = Overview(graph=graph)
+    overview = ModelOverview(graph=graph)
     overview.on_fit_start(trainer, module)
     return lambda: overview.on_train_end(trainer, module)
 
@@ -44,7 +49,9 @@ def networks() -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("network", networks(), ids=["cnn", "resnet in float64"])
-def test_the_graph_is_there_and_the_network_and_the_rngs_are_as_before(tmp_path, network):
+def test_the_graph_is_there_and_the_network_and_the_rngs_are_as_before(
+    tmp_path: Path, network: nn.Module
+) -> None:
     network.train()
     state, rng = copy.deepcopy(network.state_dict()), rng_state()
     begin(tmp_path, network)
@@ -56,7 +63,7 @@ def test_the_graph_is_there_and_the_network_and_the_rngs_are_as_before(tmp_path,
     assert torch.equal(rng["torch"], after["torch"])
 
 
-def test_the_graph_can_be_left_out(tmp_path):
+def test_the_graph_can_be_left_out(tmp_path: Path) -> None:
     begin(tmp_path, CNN(width=4, dropout=0.5), graph=False)
     assert not events(tmp_path).Tags()["graph"]
 
@@ -66,7 +73,9 @@ class Untraceable(nn.Module):
         raise RuntimeError("no")
 
 
-def test_a_network_that_cannot_be_traced_has_no_graph_and_makes_no_fuss(tmp_path, caplog, capfd):
+def test_a_network_that_cannot_be_traced_has_no_graph_and_makes_no_fuss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     caplog.set_level(logging.DEBUG, "cifar_lab")
     begin(tmp_path, Untraceable())
     assert not events(tmp_path).Tags()["graph"]
@@ -74,7 +83,7 @@ def test_a_network_that_cannot_be_traced_has_no_graph_and_makes_no_fuss(tmp_path
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_configuration_is_readable_and_complete(tmp_path):
+def test_the_configuration_is_readable_and_complete(tmp_path: Path) -> None:
     begin(tmp_path, CNN(width=4, dropout=0.5))
     (event,) = events(tmp_path).Tensors("configuration/text_summary")
     text = event.tensor_proto.string_val[0].decode()
@@ -84,12 +93,12 @@ def test_the_configuration_is_readable_and_complete(tmp_path):
     assert yaml.safe_load("\n".join(lines)) == CONFIG
 
 
-def test_filters_are_drawn_before_the_first_step_and_after_the_last(tmp_path):
+def test_filters_are_drawn_before_the_first_step_and_after_the_last(tmp_path: Path) -> None:
     begin(tmp_path, CNN(width=4, dropout=0.5))()
     assert [event.step for event in events(tmp_path).Images(FILTERS)] == [0, 39]
 
 
-def test_a_resumed_run_writes_what_belongs_to_the_start_only_once(tmp_path):
+def test_a_resumed_run_writes_what_belongs_to_the_start_only_once(tmp_path: Path) -> None:
     network = CNN(width=4, dropout=0.5)
     begin(tmp_path, network)
     begin(tmp_path, network, resumed=20)()
@@ -98,13 +107,13 @@ def test_a_resumed_run_writes_what_belongs_to_the_start_only_once(tmp_path):
     assert len(read.Tensors("configuration/text_summary")) == 1
 
 
-def test_a_run_that_starts_over_draws_its_filters_again(tmp_path):
+def test_a_run_that_starts_over_draws_its_filters_again(tmp_path: Path) -> None:
     begin(tmp_path, CNN(width=4, dropout=0.5))
     begin(tmp_path, CNN(width=4, dropout=0.5), resumed=0)  # killed before its first checkpoint
     assert [event.step for event in events(tmp_path).Images(FILTERS)] == [0]
 
 
-def test_zero_is_grey_and_the_largest_weight_white_or_black():
+def test_zero_is_grey_and_the_largest_weight_white_or_black() -> None:
     convolution = nn.Conv2d(3, 2, 3)
     with torch.no_grad():
         convolution.weight.zero_()
@@ -119,5 +128,5 @@ def test_zero_is_grey_and_the_largest_weight_white_or_black():
 
 
 @pytest.mark.parametrize("network", [nn.Linear(3, 3), nn.Conv2d(1, 3, 3)])
-def test_without_a_convolution_on_colours_there_is_no_picture(network):
+def test_without_a_convolution_on_colours_there_is_no_picture(network: nn.Module) -> None:
     assert filter_sheet(network) is None

@@ -8,6 +8,7 @@ import pytest
 
 from cifar_lab.errors import InputError
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
+from tests.support.toy import MakeData, MakeTrainer, Toy
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -32,13 +33,13 @@ def written(folder: Path, epochs: range, *, resumed_at: int | None = None) -> No
         log.save()
 
 
-def test_validation_and_training_of_an_epoch_share_a_row(tmp_path):
+def test_validation_and_training_of_an_epoch_share_a_row(tmp_path: Path) -> None:
     written(tmp_path, range(2))
     assert columns(tmp_path) == ["epoch", "step", "val/acc", "train/loss", "lr"]
     assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("0", "9"), ("1", "19")]
 
 
-def test_numbers_come_back_to_the_last_bit(tmp_path):
+def test_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
     values = {"a": 0.1 + 0.2, "b": 1e-300, "c": 123456789.123456789, "d": math.nan, "e": -math.inf}
     log = MetricsCsv(save_dir=tmp_path)
     log.log_metrics(values, 0)
@@ -48,7 +49,7 @@ def test_numbers_come_back_to_the_last_bit(tmp_path):
     assert read == {key: value for key, value in values.items() if key != "d"}
 
 
-def test_a_column_may_appear_late(tmp_path):
+def test_a_column_may_appear_late(tmp_path: Path) -> None:
     written(tmp_path, range(2))
     log = MetricsCsv(save_dir=tmp_path)
     log.log_metrics({"test/acc": 0.5, "epoch": 2}, 20)
@@ -57,7 +58,7 @@ def test_a_column_may_appear_late(tmp_path):
     assert [r["test/acc"] for r in rows(tmp_path)] == ["", "", "0.5"]
 
 
-def test_a_resumed_file_is_the_file_of_an_uninterrupted_run(tmp_path):
+def test_a_resumed_file_is_the_file_of_an_uninterrupted_run(tmp_path: Path) -> None:
     (whole := tmp_path / "whole").mkdir()
     (broken := tmp_path / "broken").mkdir()
     written(whole, range(6))
@@ -66,19 +67,19 @@ def test_a_resumed_file_is_the_file_of_an_uninterrupted_run(tmp_path):
     assert (broken / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
-def test_resume_keeps_the_checkpoint_s_own_epoch_and_drops_what_came_later(tmp_path):
+def test_resume_keeps_the_checkpoint_s_own_epoch_and_drops_what_came_later(tmp_path: Path) -> None:
     written(tmp_path, range(4))
     MetricsCsv(save_dir=tmp_path).resume(20)
     assert [r["step"] for r in rows(tmp_path)] == ["9", "19"]
 
 
-def test_resume_in_mid_epoch_keeps_the_epochs_before(tmp_path):
+def test_resume_in_mid_epoch_keeps_the_epochs_before(tmp_path: Path) -> None:
     written(tmp_path, range(3))
     MetricsCsv(save_dir=tmp_path).resume(25)
     assert [r["step"] for r in rows(tmp_path)] == ["9", "19"]
 
 
-def test_the_same_step_in_another_epoch_is_another_row(tmp_path):
+def test_the_same_step_in_another_epoch_is_another_row(tmp_path: Path) -> None:
     log = MetricsCsv(save_dir=tmp_path)
     log.log_metrics({"val/acc": 0.5, "epoch": 1}, 19)
     log.log_metrics({"test/acc": 0.6, "epoch": 2}, 19)
@@ -86,7 +87,9 @@ def test_the_same_step_in_another_epoch_is_another_row(tmp_path):
     assert len(rows(tmp_path)) == 2
 
 
-def test_a_failed_save_leaves_the_file_whole_and_nothing_beside_it(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_file_whole_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(tmp_path, range(2))
     before = (tmp_path / "metrics.csv").read_bytes()
 
@@ -102,13 +105,13 @@ def test_a_failed_save_leaves_the_file_whole_and_nothing_beside_it(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_a_file_of_something_else_is_not_overwritten(tmp_path):
+def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("name,price\nbread,3\n")
     with pytest.raises(InputError, match=r"metrics\.csv: is no metrics\.csv of a run"):
         MetricsCsv(save_dir=tmp_path).log_metrics({"val/acc": 1.0}, 0)
 
 
-def test_nothing_is_written_before_something_is_logged(tmp_path):
+def test_nothing_is_written_before_something_is_logged(tmp_path: Path) -> None:
     log = MetricsCsv(save_dir=tmp_path / "run")
     log.save()
     log.finalize("success")
@@ -116,8 +119,8 @@ def test_nothing_is_written_before_something_is_logged(tmp_path):
 
 
 def test_a_real_fit_and_test_fill_one_row_per_epoch_and_one_for_the_test(
-    tmp_path, toy, toy_data, make_trainer
-):
+    tmp_path: Path, toy: Toy, toy_data: MakeData, make_trainer: MakeTrainer
+) -> None:
     trainer = make_trainer(logger=MetricsCsv(save_dir=tmp_path))
     trainer.fit(toy, datamodule=toy_data())
     trainer.test(toy, datamodule=toy_data(), verbose=False)
@@ -126,7 +129,7 @@ def test_a_real_fit_and_test_fill_one_row_per_epoch_and_one_for_the_test(
     assert float(rows(tmp_path)[2]["test/acc"]) == 0.75
 
 
-def test_resume_drops_the_row_of_the_step_that_comes_next(tmp_path):
+def test_resume_drops_the_row_of_the_step_that_comes_next(tmp_path: Path) -> None:
     log = MetricsCsv(save_dir=tmp_path)
     for step in (0, 1, 2):
         log.log_metrics({"val/acc": 0.5, "epoch": step}, step)  # epochs of a single step

@@ -11,6 +11,7 @@ from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.hparams import metadata
 
 from cifar_lab.training.loggers.tensorboard import RESULTS, TensorBoard, hparams_of
+from tests.support.toy import MakeData, MakeTrainer, Toy
 
 CONFIG: dict[str, Any] = {
     "data": {
@@ -53,7 +54,7 @@ def events(run: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_the_main_hyperparameters_are_flat_and_typed():
+def test_the_main_hyperparameters_are_flat_and_typed() -> None:
     assert hparams_of(CONFIG) == {
         "seed": 3,
         "model": "ResNet",
@@ -75,7 +76,7 @@ def test_the_main_hyperparameters_are_flat_and_typed():
     }
 
 
-def test_what_was_swept_or_typed_joins_the_main_hyperparameters():
+def test_what_was_swept_or_typed_joins_the_main_hyperparameters() -> None:
     overrides = [
         "+data.root=x",
         "augment.transforms.crop.padding=4",
@@ -86,13 +87,13 @@ def test_what_was_swept_or_typed_joins_the_main_hyperparameters():
     assert more == {"augment.transforms.crop.padding": 4}
 
 
-def test_no_augmentation_is_called_none():
+def test_no_augmentation_is_called_none() -> None:
     bare = CONFIG | {"augment": {"_target_": "cifar_lab.data.augment.Pipeline", "transforms": {}}}
     assert hparams_of(bare)["augment"] == "none"
 
 
 @pytest.fixture
-def run(tmp_path, toy, toy_data, make_trainer) -> Path:
+def run(tmp_path: Path, toy: Toy, toy_data: MakeData, make_trainer: MakeTrainer) -> Path:
     board = TensorBoard(save_dir=tmp_path)
     board.log_hyperparams(hparams_of(CONFIG))
     trainer = make_trainer(logger=board)
@@ -104,14 +105,14 @@ def run(tmp_path, toy, toy_data, make_trainer) -> Path:
     return tmp_path
 
 
-def test_events_lie_right_below_the_tensorboard_folder(run):
+def test_events_lie_right_below_the_tensorboard_folder(run: Path) -> None:
     files = sorted(path.relative_to(run) for path in run.rglob("*") if path.is_file())
     assert files
     assert all(path.parts[0] == "tensorboard" and len(path.parts) == 2 for path in files)
     assert all(path.name.startswith("events.out.tfevents") for path in files)
 
 
-def test_the_hparams_tab_holds_typed_hyperparameters_and_every_result(run):
+def test_the_hparams_tab_holds_typed_hyperparameters_and_every_result(run: Path) -> None:
     start = metadata.parse_session_start_info_plugin_data(
         events(run).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     )
@@ -126,7 +127,7 @@ def test_the_hparams_tab_holds_typed_hyperparameters_and_every_result(run):
     assert end.status == 1  # STATUS_SUCCESS
 
 
-def test_every_result_has_its_final_value_and_none_is_minus_one(run):
+def test_every_result_has_its_final_value_and_none_is_minus_one(run: Path) -> None:
     read = events(run)
     last = {name: read.Scalars(f"final/{name}")[-1].value for name in RESULTS}
     assert last == pytest.approx(
@@ -141,12 +142,12 @@ def test_every_result_has_its_final_value_and_none_is_minus_one(run):
     assert "hp_metric" not in read.Tags()["scalars"]
 
 
-def test_the_final_values_are_what_the_tab_shows_unasked(run):
+def test_the_final_values_are_what_the_tab_shows_unasked(run: Path) -> None:
     # TensorBoard sorts by name and ticks the first five
     assert set(sorted(events(run).Tags()["scalars"])[:5]) == {f"final/{name}" for name in RESULTS}
 
 
-def test_before_the_end_the_declared_results_have_no_values(tmp_path):
+def test_before_the_end_the_declared_results_have_no_values(tmp_path: Path) -> None:
     board = TensorBoard(save_dir=tmp_path)
     board.log_hyperparams(hparams_of(CONFIG))
     board.save()
@@ -154,7 +155,7 @@ def test_before_the_end_the_declared_results_have_no_values(tmp_path):
     assert metadata.SESSION_START_INFO_TAG in events(tmp_path)._plugin_to_tag_to_content["hparams"]
 
 
-def test_a_resumed_run_continues_its_curves_without_overlap_or_gap(tmp_path):
+def test_a_resumed_run_continues_its_curves_without_overlap_or_gap(tmp_path: Path) -> None:
     def log(board: TensorBoard, epochs: range) -> None:
         for epoch in epochs:
             board.log_metrics({"val/acc": 0.1 * epoch, "epoch": epoch}, 10 * epoch + 9)
@@ -174,7 +175,7 @@ def layouts(run: Path) -> list[layout_pb2.Layout]:
     return [layout_pb2.Layout.FromString(t.tensor_proto.string_val[0]) for t in tensors]
 
 
-def test_the_layout_has_each_curve_that_matters_once(run):
+def test_the_layout_has_each_curve_that_matters_once(run: Path) -> None:
     (layout,) = layouts(run)
     (category,) = layout.category
     assert not category.closed
@@ -183,7 +184,7 @@ def test_the_layout_has_each_curve_that_matters_once(run):
         assert [wanted] == [wanted for tag in tags if re.match(tag, wanted)]
 
 
-def test_a_resumed_run_has_one_layout(tmp_path):
+def test_a_resumed_run_has_one_layout(tmp_path: Path) -> None:
     for start in range(3):
         board = TensorBoard(save_dir=tmp_path)
         if start:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +18,19 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.steps.compile import prepare
 from tests.conftest import FEED, TINY, environment, merged, record_of
-from tests.run.test_resume import stop_at, weights
+from tests.support.runs import stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 # no dropout: compiled, it draws other masks
 ARGUMENTS = (*TINY, "threads=1")
 # one pass differs in the last bits, 16 steps of training in what grows from them
-LOOSE, AFTER_TRAINING = {"rtol": 1e-3, "atol": 1e-3}, {"rtol": 0.05, "atol": 0.02}
+LOOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
+AFTER_TRAINING: dict[str, Any] = {"rtol": 0.05, "atol": 0.02}
 
 
 def logits_of(network: ResNet) -> torch.Tensor:
     data = Synthetic(
-        **{**FEED, "train_size": 600, "test_size": 200, "data_seed": 0, "batch_size": 50},  # type: ignore[arg-type]
+        **{**FEED, "train_size": 600, "test_size": 200, "data_seed": 0, "batch_size": 50},
         val_size=200,
         augment=Pipeline(transforms={}),
         seed=0,
@@ -72,7 +74,7 @@ def test_compiling_changes_no_name(tmp_path: Path) -> None:
     names = list(network.state_dict())
     prepare(network, device="cpu", channels_last=True, mode="default")
     assert list(network.state_dict()) == names
-    assert network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.get_parameter("stem.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_a_compiler_the_person_is_told(

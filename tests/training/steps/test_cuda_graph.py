@@ -24,9 +24,9 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged, InputError
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.library_logging import quiet_libraries
+from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import cosine
-from cifar_lab.training.steps.cuda_graph import WARM_UPS, WholeStep, check
+from cifar_lab.training.steps.cuda_graph import WARMUP_STEPS, GraphedStep, check
 from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED, TINY, record_of
 
@@ -34,17 +34,17 @@ Lab = Callable[..., tuple[int, str, str]]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Repeated(WholeStep):
+class Repeated(GraphedStep):
     """Runs the step where CUDA would replay it, with all that Python holds as it was recorded."""
 
     recordings = 0
     replays = 0
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def on_side_stream(self) -> Iterator[None]:
         yield
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         type(self).recordings += 1
         groups = self._optimizer.param_groups
 
@@ -66,13 +66,13 @@ def fitted(
     optimizer: Callable[..., torch.optim.Optimizer],
     *,
     size: int = 4,
-    whole_step: type[WholeStep] | None = None,
+    graphed_step: type[GraphedStep] | None = None,
     precision: str = "32-true",
 ) -> tuple[Classifier, Trainer]:
-    quiet_libraries()
+    route_library_logging()
     seed_everything(11, verbose=False)
     data = Synthetic(
-        **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},  # type: ignore[arg-type]
+        **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},
         val_size=60,  # 8 whole batches and a short one
         augment=Pipeline(transforms={"flip": RandomFlip(p=0.5)}),
         seed=3,
@@ -97,13 +97,13 @@ def fitted(
         num_sanity_val_steps=0,
     )
     data.open()
-    blocks = arrange(trainer, data, size)
-    classifier.train_on(blocks, whole_step=whole_step)
+    multistep = arrange(trainer, data, size)
+    classifier.train_on(multistep, graphed_step=graphed_step)
     trainer.fit(classifier, datamodule=data)
     return classifier, trainer
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, fused=True),
     "plain sgd": partial(torch.optim.SGD, lr=0.05, fused=True),
     "adamw": partial(torch.optim.AdamW, lr=0.003, fused=True),
@@ -115,9 +115,9 @@ OPTIMIZERS = {
 def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str) -> None:
     Repeated.recordings = Repeated.replays = 0
     plain, trainer = fitted(tmp_path, OPTIMIZERS[name], precision=precision)
-    ours, recorded = fitted(tmp_path, OPTIMIZERS[name], precision=precision, whole_step=Repeated)
+    ours, recorded = fitted(tmp_path, OPTIMIZERS[name], precision=precision, graphed_step=Repeated)
     assert Repeated.recordings == 1
-    assert Repeated.replays == 3 * 8 - WARM_UPS
+    assert Repeated.replays == 3 * 8 - WARMUP_STEPS
     assert recorded.global_step == trainer.global_step == 3 * 9
     # the learning rate is a float32 on the device, which is all the difference
     for key, value in plain.state_dict().items():
@@ -130,8 +130,8 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str)
 
 @pytest.mark.parametrize("size", [3, 16])
 def test_the_size_of_blocks_changes_nothing(tmp_path: Path, size: int) -> None:
-    reference, _ = fitted(tmp_path, OPTIMIZERS["sgd"], whole_step=Repeated)
-    other, _ = fitted(tmp_path, OPTIMIZERS["sgd"], size=size, whole_step=Repeated)
+    reference, _ = fitted(tmp_path, OPTIMIZERS["sgd"], graphed_step=Repeated)
+    other, _ = fitted(tmp_path, OPTIMIZERS["sgd"], size=size, graphed_step=Repeated)
     for key, value in reference.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
 
@@ -141,19 +141,19 @@ def test_the_first_bad_step_is_known_in_a_replay_too(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="became NaN or infinite at step") as plain:
         fitted(tmp_path, huge)
     with pytest.raises(Diverged) as recorded:
-        fitted(tmp_path, huge, whole_step=Repeated)
+        fitted(tmp_path, huge, graphed_step=Repeated)
     assert str(recorded.value) == str(plain.value)
 
 
-class Counted(WholeStep):
+class Counted(GraphedStep):
     """Says of which kind each step was."""
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def on_side_stream(self) -> Iterator[None]:
         self.kinds.append("warm-up")
         yield
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         self.kinds.append("recording")
         return lambda: self.kinds.append("replay")
 

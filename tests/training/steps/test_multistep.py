@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
-from cifar_lab.data.feed.epoch import Blocks
+from cifar_lab.data.feed.epoch import Multistep
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.steps.multistep import _sees_steps
 from tests.conftest import record_of
-from tests.run.test_resume import SMALL, same
+from tests.support.runs import SMALL, same
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -31,30 +31,30 @@ ARGUMENTS = (*(a for a in SMALL if not a.startswith("data.batch_size")), "data.b
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize(("full", "batches"), [(6, 7), (6, 6), (0, 1), (7, 8)])
-def test_blocks_cover_an_epoch_once_and_their_counts_agree(
+def test_calls_cover_an_epoch_once_and_their_counts_agree(
     size: int, full: int, batches: int
 ) -> None:
-    blocks = Blocks(size=size, full=full, batches=batches, max_steps=None)
+    multistep = Multistep(size=size, full=full, batches=batches, max_steps=None)
     position, ends = 0, [0]
     while position < batches:
-        end = blocks.end(0, position)
+        end = multistep.end(0, position)
         assert position < end <= batches
         assert end - position <= size
         assert end <= full or end - position == 1
         position = end
         ends.append(position)
-    assert len(ends) - 1 == blocks.per_epoch
-    assert [blocks.position(index) for index in range(len(ends))] == ends
+    assert len(ends) - 1 == multistep.calls_per_epoch
+    assert [multistep.batches_done(index) for index in range(len(ends))] == ends
     for index, (first, end) in enumerate(itertools.pairwise(ends)):
-        # taken up anywhere inside a block, the epoch goes on to that block's end
-        assert {blocks.index(inside) for inside in range(first, end)} == {index}
-        assert {blocks.end(3, inside) for inside in range(first, end)} == {end}
+        # taken up anywhere inside a call, the epoch goes on to that call's end
+        assert {multistep.calls_done(inside) for inside in range(first, end)} == {index}
+        assert {multistep.end(3, inside) for inside in range(first, end)} == {end}
 
 
-def test_a_block_ends_with_the_last_step_of_the_fit() -> None:
-    blocks = Blocks(size=4, full=6, batches=7, max_steps=16)
-    assert blocks.end(1, 4) == 6
-    assert blocks.end(2, 0) == 2  # steps 15 and 16
+def test_a_call_ends_with_the_last_step_of_the_fit() -> None:
+    multistep = Multistep(size=4, full=6, batches=7, max_steps=16)
+    assert multistep.end(1, 4) == 6
+    assert multistep.end(2, 0) == 2  # steps 15 and 16
 
 
 @pytest.mark.parametrize("size", [2, 5, 16])
@@ -69,21 +69,21 @@ def test_a_block_ends_with_the_last_step_of_the_fit() -> None:
     ],
     ids=str,
 )
-def test_steps_in_blocks_equal_single_steps_to_the_bit(
+def test_several_steps_per_call_equal_single_steps_to_the_bit(
     lab: Lab, tmp_path: Path, size: int, more: tuple[str, ...]
 ) -> None:
     assert lab(*ARGUMENTS, *more, f"hydra.run.dir={tmp_path}/single")[0] == 0
     status, _, err = lab(
-        *ARGUMENTS, *more, f"steps_per_call={size}", f"hydra.run.dir={tmp_path}/blocks"
+        *ARGUMENTS, *more, f"steps_per_call={size}", f"hydra.run.dir={tmp_path}/multistep"
     )
     assert (status, err) == (0, "")
-    same(tmp_path / "single", tmp_path / "blocks")
-    single, blocks = (record_of(tmp_path / name) for name in ("single", "blocks"))
-    assert single["steps"] == blocks["steps"]
-    assert single["config_digest"] == blocks["config_digest"]
+    same(tmp_path / "single", tmp_path / "multistep")
+    single, several = (record_of(tmp_path / name) for name in ("single", "multistep"))
+    assert single["steps"] == several["steps"]
+    assert single["config_digest"] == several["config_digest"]
 
 
-def test_a_run_stopped_in_a_block_may_go_on_in_others(
+def test_a_run_stopped_in_a_call_may_go_on_in_others(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*ARGUMENTS, "trainer.max_epochs=3")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_lab.data.classes import class_names
+from cifar_lab.training.lightning_internals import datamodule_of, logged_step
 from cifar_lab.training.loggers.tensorboard import decoration
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _HEAD_INCHES = 0.6
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
-class Pictures(Callback):
+class PredictionFigures(Callback):
     """Draws the test into TensorBoard; does nothing without one.
 
     Pictures ``test/confusion_matrix``, ``test/per_class_accuracy`` and ``test/worst_mistakes``, and
@@ -60,7 +61,7 @@ def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoar
     assert isinstance(labels, Tensor)
     if not len(labels):
         return
-    dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+    dataset = datamodule_of(trainer).dataset
     names = class_names(dataset)
     matrix = confusion_matrix(logits, labels)
     drawings: dict[str, Callable[[], Figure]] = {
@@ -71,7 +72,7 @@ def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoar
         ),
     }
     # the step of the test's own scalars
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     for name, draw in drawings.items():
         with decoration(name):
             pixels = rendered(draw())

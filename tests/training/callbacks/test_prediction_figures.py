@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from cifar_lab.data.dataset import CLASSES
-from cifar_lab.training.callbacks import test_figures as pictures
-from cifar_lab.training.callbacks.test_figures import Pictures, confusion_matrix, worst_mistakes
+from cifar_lab.training.callbacks import prediction_figures as pictures
+from cifar_lab.training.callbacks.prediction_figures import (
+    PredictionFigures,
+    confusion_matrix,
+    worst_mistakes,
+)
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import TensorBoard
+from tests.support.toy import MakeData, MakeTrainer, Toy
 
 TAGS = {"test/confusion_matrix", "test/per_class_accuracy", "test/worst_mistakes"}
 
@@ -30,14 +38,14 @@ def some(count: int, *, wrong: int) -> tuple[np.ndarray, torch.Tensor, torch.Ten
     return images, logits_for(predicted), labels
 
 
-def test_rows_are_true_classes_and_columns_predicted_ones():
+def test_rows_are_true_classes_and_columns_predicted_ones() -> None:
     matrix = confusion_matrix(logits_for([5, 5, 3]), torch.tensor([3, 3, 3]))
     assert matrix[3, 5] == 2
     assert matrix[3, 3] == 1
     assert matrix.sum() == 3
 
 
-def test_worst_mistakes_are_wrong_and_sorted_by_loss():
+def test_worst_mistakes_are_wrong_and_sorted_by_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(500, 10, generator=generator)
     labels = torch.randint(0, 10, (500,), generator=generator)
@@ -50,20 +58,20 @@ def test_worst_mistakes_are_wrong_and_sorted_by_loss():
     assert losses == pytest.approx(sorted(every, reverse=True)[:36])
 
 
-def test_worst_mistakes_never_has_more_than_there_are():
+def test_worst_mistakes_never_has_more_than_there_are() -> None:
     _, logits, labels = some(50, wrong=3)
     assert sorted(worst_mistakes(logits, labels, 36)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 7, 50])
-def test_the_sheet_has_a_caption_per_mistake_up_to_36(wrong):
+def test_the_sheet_has_a_caption_per_mistake_up_to_36(wrong: int) -> None:
     figure = pictures.draw_worst_mistakes(*some(50, wrong=wrong), CLASSES)
     (axes,) = figure.axes
     assert len(axes.texts) == min(36, wrong)
     assert pictures.rendered(figure).std() > 0
 
 
-def test_a_mistake_is_captioned_with_both_classes_and_the_probability():
+def test_a_mistake_is_captioned_with_both_classes_and_the_probability() -> None:
     images, logits, labels = some(10, wrong=1)
     (axes,) = pictures.draw_worst_mistakes(images, logits, labels, CLASSES).axes
     share = 100 * float(logits[0].softmax(0)[1])
@@ -71,7 +79,7 @@ def test_a_mistake_is_captioned_with_both_classes_and_the_probability():
     assert caption.get_text() == f"airplane →\nautomobile {share:.0f} %"
 
 
-def test_the_sheet_shows_the_mistakes_images_worst_first():
+def test_the_sheet_shows_the_mistakes_images_worst_first() -> None:
     images, logits, labels = some(50, wrong=7)
     logits *= torch.linspace(2, 1, 50)[:, None]  # the first one is the most confident mistake
     sheet = pictures.draw_worst_mistakes(images, logits, labels, CLASSES).axes[0].images[0]
@@ -86,7 +94,7 @@ def test_the_sheet_shows_the_mistakes_images_worst_first():
         assert np.array_equal(picture, images[place].transpose(1, 2, 0))
 
 
-def test_no_text_is_cut_off_at_the_edge():
+def test_no_text_is_cut_off_at_the_edge() -> None:
     images, logits, labels = some(50, wrong=50)
     matrix = confusion_matrix(logits, labels)
     for figure in (
@@ -102,7 +110,7 @@ def border(pixels: np.ndarray) -> list[np.ndarray]:
     return [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
 
 
-def test_the_confusion_matrix_names_classes_and_shows_every_count():
+def test_the_confusion_matrix_names_classes_and_shows_every_count() -> None:
     matrix = confusion_matrix(*some(50, wrong=7)[1:])
     figure = pictures.draw_confusion_matrix(matrix, CLASSES)
     (axes,) = figure.axes
@@ -111,17 +119,18 @@ def test_the_confusion_matrix_names_classes_and_shows_every_count():
     assert axes.get_title() == "43 of 50 test images correct (86.0 %)"
 
 
-def test_classes_without_test_images_have_no_bar():
+def test_classes_without_test_images_have_no_bar() -> None:
     matrix = confusion_matrix(*some(5, wrong=1)[1:])
     (axes,) = pictures.draw_per_class_accuracy(matrix, CLASSES).axes
     assert len(axes.patches) == 5
-    assert sorted(bar.get_width() for bar in axes.patches) == [0, 100, 100, 100, 100]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert sorted(bar.get_width() for bar in bars) == [0, 100, 100, 100, 100]
 
 
 def test_a_real_test_draws_three_pictures_at_the_step_of_its_scalars(
-    tmp_path, toy, toy_data, make_trainer
-):
-    trainer = make_trainer(logger=TensorBoard(save_dir=tmp_path), callbacks=[Pictures()])
+    tmp_path: Path, toy: Toy, toy_data: MakeData, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(logger=TensorBoard(save_dir=tmp_path), callbacks=[PredictionFigures()])
     trainer.fit(toy, datamodule=toy_data())
     trainer.test(toy, datamodule=toy_data(), verbose=False)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -136,7 +145,7 @@ def test_a_real_test_draws_three_pictures_at_the_step_of_its_scalars(
         assert Image.open(io.BytesIO(event.encoded_image_string)).size > (400, 100)
 
 
-def test_a_precision_recall_curve_counts_what_lies_above_its_thresholds(tmp_path):
+def test_a_precision_recall_curve_counts_what_lies_above_its_thresholds(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(500, 10, generator=generator)
     labels = torch.randint(0, 10, (500,), generator=generator)
@@ -157,26 +166,33 @@ def test_a_precision_recall_curve_counts_what_lies_above_its_thresholds(tmp_path
 
 
 def test_limited_test_batches_are_drawn_with_their_own_images(
-    tmp_path, toy, toy_data, make_trainer
-):
+    tmp_path: Path, toy: Toy, toy_data: MakeData, make_trainer: MakeTrainer
+) -> None:
     board = TensorBoard(save_dir=tmp_path)
-    trainer = make_trainer(logger=board, callbacks=[Pictures()], limit_test_batches=1)
+    trainer = make_trainer(logger=board, callbacks=[PredictionFigures()], limit_test_batches=1)
     trainer.test(toy, datamodule=toy_data(), verbose=False)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert set(read.Tags()["images"]) == TAGS
 
 
-def test_without_a_tensorboard_nothing_is_drawn(tmp_path, toy, toy_data, make_trainer, monkeypatch):
+def test_without_a_tensorboard_nothing_is_drawn(
+    tmp_path: Path,
+    toy: Toy,
+    toy_data: MakeData,
+    make_trainer: MakeTrainer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(pictures, "rendered", lambda figure: pytest.fail("drew"))
     for logger in (False, MetricsCsv(save_dir=tmp_path)):
-        trainer = make_trainer(logger=logger, callbacks=[Pictures()])
+        trainer = make_trainer(logger=logger, callbacks=[PredictionFigures()])
         trainer.test(toy, datamodule=toy_data(), verbose=False)
         toy.outputs = []
 
 
-def test_an_empty_test_draws_nothing(tmp_path, toy):
+def test_an_empty_test_draws_nothing(tmp_path: Path, toy: Toy) -> None:
     toy.test_logits, toy.test_labels = torch.empty(0, 10), torch.empty(0, dtype=torch.int64)
     board = TensorBoard(save_dir=tmp_path / "run")
-    Pictures().on_test_end(SimpleNamespace(loggers=[board]), toy)
+    trainer: Any = SimpleNamespace(loggers=[board])
+    PredictionFigures().on_test_end(trainer, toy)
     assert not (tmp_path / "run").exists()

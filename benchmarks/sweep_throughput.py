@@ -1,12 +1,12 @@
 """Trials per hour: our sweeps against Hydra's basic launcher, with the same program.
 
-    python -m benchmarks.sweep_pace [--turns 3] [--json FILE] [--preset cpu|gpu|quick]
+    python -m benchmarks.sweep_throughput [--turns 3] [--json FILE] [--preset cpu|gpu|quick]
 
 Claims (goals of the project): cpu, on 2 cores: 32 trials (8 learning rates x 4 block counts of a
 small ResNet, 1 epoch of 5,000 images), at least 1.6 times; overhead per trial beyond its own
-training under 0.5 s after the first (`sweep` says how it is counted). gpu, on one GPU: the report's
-CNN, 32 trials of 2 epochs, at least 4 times. The launchers take turns; figures are medians, with
-least and greatest.
+training under 0.5 s after the first (`sweep` says how it is counted). gpu, on one GPU: the original
+report's CNN, 32 trials of 2 epochs, at least 4 times. The launchers take turns; figures are
+medians, with least and greatest.
 """
 
 from __future__ import annotations

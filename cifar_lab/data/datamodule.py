@@ -16,12 +16,11 @@ from torch import Tensor
 
 from cifar_lab.data.arguments import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.augment import Normalization, Pipeline
-from cifar_lab.data.classes import class_names
 from cifar_lab.data.copies import count_copies
-from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
+from cifar_lab.data.dataset import Dataset, Split, check_labels
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
 from cifar_lab.data.feed.epoch import Blocks, EpochLoader, Share
-from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
+from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 
 _HALF = (0.5, 0.5, 0.5)
@@ -41,7 +40,7 @@ class DataModule(LightningDataModule, ABC):
         shuffle: a new training order every epoch, or else the stored one.
         loader: "device": whole batches of images that lie on the device; "torchvision": per sample.
         workers: worker processes of the torchvision loader.
-        transform: for the torchvision loader, instead of `augment`: (3, 32, 32) uint8 to the same,
+        transform: for the torchvision loader, instead of `augment`: (3, H, W) uint8 to the same,
             or to float in [0, 1], drawing from torch's global generator; normalization follows.
         channels_last: memory format of the images; contiguous on MPS all the same.
         augment: of the training images.
@@ -61,9 +60,6 @@ class DataModule(LightningDataModule, ABC):
     augment: Pipeline
     seed: int
 
-    # over the training split, in [0, 1]
-    mean_of_channels: ClassVar[tuple[float, float, float]]
-    std_of_channels: ClassVar[tuple[float, float, float]]
     # by `source`: what a sweep's server has opened for its jobs; empty in a run of its own
     inherited: ClassVar[dict[str, Dataset]] = {}
 
@@ -97,7 +93,8 @@ class DataModule(LightningDataModule, ABC):
         if self._dataset is None:
             dataset = self.inherited.get(self.source) or self._read()
             _check_fit(self, len(dataset.train))
-            self.augment.num_classes = len(class_names(dataset))
+            check_labels(dataset)
+            self.augment.fit_to(dataset)
             self._dataset = dataset
         return self._dataset
 
@@ -126,13 +123,14 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the record says of the data: name, digest, and how many images are copies."""
+        """What the record says of the data: name, digest, classes, how many images are copies."""
         data = self.dataset
         return {
             "name": data.name,
             "layout": data.layout,
             "digest": data.digest,
             "official": data.official,
+            "classes": list(data.classes),
             "images": {
                 "train": len(self.train_indices),
                 "val": len(self.val_indices),
@@ -156,12 +154,12 @@ class DataModule(LightningDataModule, ABC):
     @property
     def channel_mean(self) -> tuple[float, float, float]:
         """What is subtracted from each channel of an image in [0, 1]."""
-        return self.mean_of_channels if self.normalization == "channel" else _HALF
+        return self.dataset.statistics.mean if self.normalization == "channel" else _HALF
 
     @property
     def channel_std(self) -> tuple[float, float, float]:
         """What each channel is divided by then."""
-        return self.std_of_channels if self.normalization == "channel" else _HALF
+        return self.dataset.statistics.std if self.normalization == "channel" else _HALF
 
     @property
     def train_indices(self) -> NDArray[np.int64]:
@@ -234,7 +232,7 @@ class DataModule(LightningDataModule, ABC):
             self._placed[split, device] = place(as_tensor(part.images), device)
         return BatchLoader(
             images=self._placed[split, device],
-            labels=as_tensor(part.labels).long(),
+            labels=torch.from_numpy(part.labels.astype(np.int64)),
             indices=torch.from_numpy(rows),
             share=share,
             pipeline=pipeline,
@@ -259,7 +257,7 @@ class DataModule(LightningDataModule, ABC):
             transform = v2.Compose(steps or [v2.Identity()])
         return TorchvisionLoader(
             images=as_tensor(part.images),
-            labels=as_tensor(part.labels).long(),
+            labels=torch.from_numpy(part.labels.astype(np.int64)),
             indices=torch.from_numpy(self.train_indices),
             share=share,
             transform=transform,
@@ -297,9 +295,6 @@ class Cifar10(DataModule):
     sources: list[str]
     min_rate: float
     stall_s: float
-
-    mean_of_channels = CIFAR10_MEAN
-    std_of_channels = CIFAR10_STD
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -348,9 +343,6 @@ class Synthetic(DataModule):
     test_size: int
     data_seed: int
 
-    mean_of_channels = SYNTHETIC_MEAN
-    std_of_channels = SYNTHETIC_STD
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("data.train_size", self.train_size, 10, 10**6)
@@ -364,7 +356,7 @@ class Synthetic(DataModule):
 
 
 def stratified_split(
-    labels: NDArray[np.uint8], val_size: int, val_seed: int
+    labels: NDArray[np.unsignedinteger], val_size: int, val_seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(training rows, held-out rows), ascending; every class gives its share to within one image.
 
@@ -372,7 +364,7 @@ def stratified_split(
     images for every version of numpy.
     """
     random = np.random.RandomState(val_seed)
-    counts = np.bincount(labels, minlength=len(CLASSES))
+    counts = np.bincount(labels)
     exact = val_size * counts / len(labels)
     quota = np.floor(exact).astype(np.int64)
     # the classes with the largest remainders give one more

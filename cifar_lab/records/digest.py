@@ -16,10 +16,22 @@ NOT_IDENTITY = (
 )
 
 
+# Keys that are younger than some records. Null is what was before there was such a key.
+NEW_AND_NULL = ("model.num_classes",)
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of what decides a run's result."""
+    return {
+        key: value
+        for key, value in flatten(config)
+        if not is_no_identity(key) and not (value is None and key in NEW_AND_NULL)
+    }
+
+
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of what decides a run's result: the configuration without `NOT_IDENTITY`."""
-    identity = {key: value for key, value in flatten(config) if not is_no_identity(key)}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,8 +12,9 @@ from cifar_lab.report.groups import Group
 from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import SIGNIFICANT, Estimate, against_best, mcnemar
 
-# How many configurations, the best first, get a confusion matrix.
-CONFUSIONS = 5
+# How many configurations, the best first, get a confusion matrix; of more classes than these, whose
+# matrix has a million numbers in the end, the best alone.
+CONFUSIONS, MANY_CLASSES = 5, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +182,7 @@ class _Answers:
     def of(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
         if run.name not in self._known:
             found = run.predictions()
-            right = None if found is None else (found[0], found[0] == found[1])
+            right = None if found is None else (found.labels, found.labels == found.said)
             self._known[run.name] = right
         return self._known[run.name]
 
@@ -216,11 +217,13 @@ class Confusion:
 
     Attributes:
         counts: (C, C) test images by true class (rows) and answer (columns), over all ``runs``.
+        classes: their C names.
     """
 
     label: str
     runs: int
     counts: NDArray[np.int64]
+    classes: tuple[str, ...]
 
 
 def confusions(ranking: Ranking) -> list[Confusion]:
@@ -230,9 +233,12 @@ def confusions(ranking: Ranking) -> list[Confusion]:
         answers = [a for run in group.counted if (a := run.predictions()) is not None]
         if not answers:
             continue
-        classes = max(10, *(int(max(labels.max(), said.max())) + 1 for labels, said in answers))
-        counts = np.zeros((classes, classes), np.int64)
-        for labels, said in answers:
-            np.add.at(counts, (labels, said), 1)
-        found.append(Confusion(group.label, len(answers), counts))
+        # the same images in all runs: the names of one are those of the others
+        classes = max((one.classes for one in answers), key=len)
+        counts = np.zeros((len(classes), len(classes)), np.int64)
+        for one in answers:
+            np.add.at(counts, (one.labels, one.said), 1)
+        found.append(Confusion(group.label, len(answers), counts, classes))
+        if len(classes) > MANY_CLASSES:
+            break
     return found

@@ -13,9 +13,30 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.digest import identity
 from cifar_lab.records.record import FILE_NAME, read_record
 from cifar_lab.report.curves import Curves, read_curves
+
+# Of predictions that don't hold their own.
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a run answered to the test images.
+
+    Attributes:
+        labels: (N,) true classes in dataset order.
+        said: (N,) predicted ones.
+        classes: what they are called.
+    """
+
+    labels: NDArray[np.int64]
+    said: NDArray[np.int64]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +81,8 @@ class Run:
         anew = [at for at, start in enumerate(known) if not start.get("resumed_from_step")]
         return tuple(known[max(anew, default=0) :]) or (self.record,)
 
-    def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Test labels and predicted classes, (N,) each in dataset order; None where none lie."""
+    def predictions(self) -> Predictions | None:
+        """What it answered to the test images; None where no predictions lie."""
         try:
             # opened here: np.load leaves the file open where it isn't one of its own
             with (
@@ -69,10 +90,15 @@ class Run:
                 np.load(file, allow_pickle=False) as saved,
             ):
                 labels, logits = saved["labels"], saved["logits"]
+                classes = tuple(map(str, saved["classes"])) if "classes" in saved else ()
             said = logits.argmax(axis=1)
             if labels.shape != said.shape or not labels.size or labels.min() < 0:
                 return None
-            return labels.astype(np.int64), said.astype(np.int64)
+            count = max(logits.shape[1], int(labels.max()) + 1)
+            if len(classes) != count:  # written before predictions held the names
+                ten = count == len(CLASSES) and self.data_name in ("cifar10", "synthetic")
+                classes = CLASSES if ten else tuple(map(str, range(count)))
+            return Predictions(labels.astype(np.int64), said.astype(np.int64), classes)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
@@ -156,7 +182,6 @@ def _run(
 ) -> Run:
     data, metrics = _mapping(record.get("data")), _mapping(record.get("metrics"))
     timings = _mapping(record.get("timings"))
-    flat = dict(flatten(config))
     digest = data.get("digest")
     data_node = config.get("data")
     target = str(data_node.get("_target_", "")) if isinstance(data_node, dict) else ""
@@ -167,7 +192,7 @@ def _run(
         status=str(record.get("status")),
         error=next(iter(str(record.get("error") or "").splitlines()), None),
         seed=record.get("seed", config.get("seed")),
-        identity={k: v for k, v in flat.items() if k != "seed" and not is_no_identity(k)},
+        identity={key: value for key, value in identity(config).items() if key != "seed"},
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
         data=None if digest is None else str(digest),
         data_name=str(data.get("name") or target.rpartition(".")[2].lower() or "unknown"),

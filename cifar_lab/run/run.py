@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
     from omegaconf import DictConfig
 
+    from cifar_lab.data.dataset import Dataset
     from cifar_lab.training.fit import Parts
 
 T = TypeVar("T")
@@ -170,6 +171,12 @@ class Job:
                 f"sweep began ({self.images[:12]}); put those back, or start it again"
             )
         check_images(self.run_dir, self.config, self._record_before, found)
+
+    @property
+    def dataset(self) -> Dataset:
+        """What it trains and tests on; known once it is built."""
+        assert self._parts is not None, "build() comes first"
+        return self._parts.data.dataset
 
     @property
     def data_facts(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def run(
         def keep(result: dict[str, float]) -> None:
             metrics.update(result)
             if record is not None:
-                _write_predictions(run_dir, parts.classifier)
+                _write_predictions(run_dir, parts.classifier, data.dataset.classes)
                 laid_out = {
                     "tested_because": because,
                     "steps_planned": watch.planned.steps,
@@ -191,9 +191,14 @@ def _take_up(
     return carried
 
 
-def _write_predictions(run_dir: Path, classifier: Classifier) -> None:
+def _write_predictions(run_dir: Path, classifier: Classifier, classes: Sequence[str]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, labels=classifier.test_labels.numpy(), logits=classifier.test_logits.numpy())
+    np.savez(
+        buffer,
+        labels=classifier.test_labels.numpy(),
+        logits=classifier.test_logits.numpy(),
+        classes=np.array(classes),
+    )
     write_atomically(run_dir / "predictions.npz", buffer.getvalue())
 
 

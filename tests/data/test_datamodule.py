@@ -11,12 +11,12 @@ from torch import Tensor
 
 from cifar_lab.data.augment import Mixup, Pipeline, RandomCrop, RandomFlip
 from cifar_lab.data.datamodule import Cifar10, Synthetic, stratified_split
-from cifar_lab.data.dataset import CIFAR10_MEAN, Dataset
+from cifar_lab.data.dataset import Dataset
 from cifar_lab.data.feed.device_loader import BatchLoader
 from cifar_lab.data.feed.epoch import EpochLoader
 from cifar_lab.data.feed.torchvision_loader import TorchvisionLoader, per_sample
 from cifar_lab.data.fetch import locate as cifar10
-from cifar_lab.data.synthetic import make_synthetic
+from cifar_lab.data.synthetic import SYNTHETIC_MEAN, make_synthetic
 from cifar_lab.errors import InputError
 from tests import conftest
 
@@ -279,7 +279,7 @@ def test_opening_twice_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.open() is data.open()
     data.setup("fit")
     assert asked == [SOURCE]
-    assert data.channel_mean == CIFAR10_MEAN
+    assert data.channel_mean == SYNTHETIC_MEAN  # those of the images that were opened
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cifar_lab.data.dataset import Dataset
+from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Channels, Dataset
 from cifar_lab.data.fetch.archive import OFFICIAL, Archive
 from cifar_lab.data.fetch.cache import Cached, CacheError, DamagedError, Entry, Origin, cache_folder
 from cifar_lab.data.fetch.sources import Source, find_sources, official_sources
@@ -266,8 +266,10 @@ def _opened(
         # without a source this is the entry that only official bytes get into
         official=source.official if source else True,
         digest=cached.digest,
+        classes=CLASSES,
         train=cached.train,
         test=cached.test,
+        channels=Channels(CIFAR10_MEAN, CIFAR10_STD),
     )
     return Opened(dataset, state, entry.folder, tuple(cached.origin.fingerprints))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from cifar_lab.data.feed.epoch import Blocks, EpochLoader, Share
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 
+if TYPE_CHECKING:
+    from cifar_lab.data.fetch.archive import Archive
+
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -33,7 +37,8 @@ class DataModule(LightningDataModule, ABC):
     Attributes:
         batch_size: images of a batch over all devices; an optimizer step takes
             ``trainer.accumulate_grad_batches`` of them, which is 1 unless it is set.
-        val_size: training images held out to select with; stratified; 0 holds out none.
+        val_size: training images held out to select with; stratified; 0 holds out none. A number
+            below 1 with a point is a share of them.
         val_seed: fixes which ones, whatever `seed` is; 0..2**32-1.
         normalization: "channel": the dataset's channel mean and deviation; "half": .5 and .5.
         drop_last: drop the short last training batch.
@@ -48,7 +53,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     batch_size: int
-    val_size: int
+    val_size: int | float
     val_seed: int
     normalization: Literal["channel", "half"]
     drop_last: bool
@@ -66,7 +71,8 @@ class DataModule(LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         check_whole("data.batch_size", self.batch_size, 1)
-        check_whole("data.val_size", self.val_size, 0)
+        if not (isinstance(self.val_size, float) and 0 <= self.val_size < 1):
+            check_whole("data.val_size", self.val_size, 0)
         check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
         check_whole("data.workers", self.workers, 0)
         check_whole("seed", self.seed, 0)
@@ -92,10 +98,14 @@ class DataModule(LightningDataModule, ABC):
         """Finds and checks the data, once; raises InputError when data and settings do not fit."""
         if self._dataset is None:
             dataset = self.inherited.get(self.source) or self._read()
-            _check_fit(self, len(dataset.train))
             check_labels(dataset)
             self.augment.fit_to(dataset)
             self._dataset = dataset
+            try:
+                _check_fit(self, len(dataset.train))
+            except InputError:
+                self._dataset = None
+                raise
         return self._dataset
 
     def at_hand(self) -> Dataset | None:
@@ -120,6 +130,13 @@ class DataModule(LightningDataModule, ABC):
         """What `open` returned."""
         assert self._dataset is not None, "open() or setup() comes first"
         return self._dataset
+
+    @property
+    def held_out(self) -> int:
+        """How many training images are held out."""
+        if isinstance(self.val_size, int):
+            return self.val_size
+        return math.ceil(self.val_size * len(self.dataset.train))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -173,7 +190,7 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def _split_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return stratified_split(self.dataset.train.labels, self.val_size, self.val_seed)
+        return stratified_split(self.dataset.train.labels, self.held_out, self.val_seed)
 
     def train_dataloader(self) -> EpochLoader:
         """This process's share of the training images, augmented."""
@@ -275,10 +292,9 @@ class DataModule(LightningDataModule, ABC):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
 
-@final
 @dataclass(kw_only=True, eq=False, repr=False)
-class Cifar10(DataModule):
-    """CIFAR-10 from disk, the cache, or the network.
+class Official(DataModule):
+    """What an official archive holds, from disk, the cache, or the network.
 
     Attributes:
         root: a folder, the archive or a .zip; None looks at the cache, then fetches.
@@ -306,6 +322,11 @@ class Cifar10(DataModule):
         check_number("data.min_rate", self.min_rate, 0)
         check_number("data.stall_s", self.stall_s, 0)
 
+    @property
+    @abstractmethod
+    def archive(self) -> Archive:
+        """What the official bytes are."""
+
     def at_hand(self) -> Dataset | None:
         """As in every data module."""
         from cifar_lab.data.fetch.locate import NotHereError
@@ -316,9 +337,10 @@ class Cifar10(DataModule):
             return None
 
     def _read(self, offline: bool | None = None) -> Dataset:
-        from cifar_lab.data.fetch.locate import open_cifar10
+        from cifar_lab.data.fetch.locate import open_official
 
-        return open_cifar10(
+        return open_official(
+            self.archive,
             root=self.root,
             cache=self.cache,
             offline=self.offline if offline is None else offline,
@@ -326,6 +348,70 @@ class Cifar10(DataModule):
             min_rate=self.min_rate,
             stall_s=self.stall_s,
         )
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cifar10(Official):
+    """CIFAR-10: 50,000 training and 10,000 test images of 10 classes."""
+
+    @property
+    def archive(self) -> Archive:
+        """As in every official dataset."""
+        from cifar_lab.data.fetch.archive import OFFICIAL
+
+        return OFFICIAL
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cifar100(Official):
+    """CIFAR-100: 50,000 training and 10,000 test images.
+
+    Attributes:
+        labels: "fine": the 100 classes; "coarse": the 20 that they are grouped in.
+    """
+
+    labels: Literal["fine", "coarse"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("data.labels", self.labels, ("fine", "coarse"))
+
+    @property
+    def archive(self) -> Archive:
+        """As in every official dataset."""
+        from cifar_lab.data.fetch.cifar100 import COARSE, FINE
+
+        return FINE if self.labels == "fine" else COARSE
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Folders(DataModule):
+    """A person's own images: train/<class>/... and test/<class>/..., in a folder or a .zip.
+
+    Attributes:
+        root: the folder or the .zip.
+        cache: folder of decoded data; None is the user's cache folder.
+        image_size: pictures of another size are resized to it.
+    """
+
+    root: str | None
+    cache: str | None
+    image_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_path("data.root", self.root)
+        check_path("data.cache", self.cache)
+        check_whole("data.image_size", self.image_size, 4, 1024)
+
+    def _read(self) -> Dataset:
+        from cifar_lab.data.fetch.locate import open_folders
+
+        opened = open_folders(root=self.root, cache=self.cache, image_size=self.image_size)
+        return opened.dataset
 
 
 @final
@@ -378,12 +464,12 @@ def stratified_split(
 
 
 def _check_fit(data: DataModule, train_count: int) -> None:
-    if data.val_size >= train_count:
+    if data.held_out >= train_count:
         raise InputError(
             f"data.val_size={data.val_size}: must lie in 0..{train_count - 1} "
             f"(the training split has {train_count} images)"
         )
-    left = train_count - data.val_size
+    left = train_count - data.held_out
     if data.drop_last and data.batch_size > left:
         raise InputError(
             f"data.batch_size={data.batch_size}: must be at most {left}, the number of training "

@@ -63,15 +63,23 @@ def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "data", describe_data(record["data"])
 
 
+OFFICIAL_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar100_coarse": "CIFAR-100 with coarse labels",
+}
+
+
 def describe_data(data: Mapping[str, Any]) -> str:
     """The record's ``data`` in words; says when the bytes are not the official ones."""
     if data.get("name") == "synthetic":
         return "synthetic, drawn by code: no benchmark"
-    if data.get("name", "cifar10") != "cifar10":
-        return f"{data['name']}, from {data.get('layout')}"
+    name = data.get("name", "cifar10")
+    if (title := OFFICIAL_TITLES.get(name)) is None:
+        return f"{name}, from {data.get('layout')}"
     if data.get("official"):
-        return "CIFAR-10, the official bytes"
-    return f"CIFAR-10 from {data.get('layout')}: not the official bytes"
+        return f"{title}, the official bytes"
+    return f"{title} from {data.get('layout')}: not the official bytes"
 
 
 def _tested(record: Mapping[str, Any]) -> str:

@@ -53,8 +53,11 @@ class Sized(nn.Module):
         (("model._target_=tests.run.test_classes_of_the_network.Sized", *BARE), 7),
         (("model._target_=tests.run.test_classes_of_the_network.Plain", *BARE), 5),
         (
-            ("model._target_=tests.run.test_classes_of_the_network.Plain", "model.num_classes=7")
-            + BARE,
+            (
+                "model._target_=tests.run.test_classes_of_the_network.Plain",
+                "model.num_classes=7",
+                *BARE,
+            ),
             7,
         ),
     ],

@@ -125,9 +125,9 @@ def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roots that are opened from now on."""
     roots, original = [], cifar10.open_official
 
-    def counted(*, root: str, **more: Any) -> Any:
+    def counted(archive: Any, *, root: str, **more: Any) -> Any:
         roots.append(root)
-        return original(root=root, **more)
+        return original(archive, root=root, **more)
 
     monkeypatch.setattr(cifar10, "open_official", counted)
     return roots

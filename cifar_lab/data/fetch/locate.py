@@ -364,5 +364,6 @@ def _nowhere(entry: Entry, trouble: str, archive: Archive) -> str:
     return (
         f"data.offline=true: {archive.title} is not on this machine (cache {entry.folder} is "
         f"{state}; looked in {', '.join(_usual_places(archive))} for {archive.name} and "
-        f"{archive.folder}/); set data.root to it, or data.offline=false to fetch it, or use data=synthetic"
+        f"{archive.folder}/); set data.root to it, or data.offline=false to fetch it, or use "
+        "data=synthetic"
     )

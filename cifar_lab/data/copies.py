@@ -35,13 +35,14 @@ def count_copies(
     train, test = data.numbers
     numbers = np.concatenate([train, test])
     labels = np.concatenate([data.train.labels, data.test.labels])
-    labelled = np.unique(numbers * 256 + labels)
+    classes = len(data.classes)
+    labelled = np.unique(numbers * classes + labels)
     return {
         "test_in_train": int(np.isin(test, train).sum()),
         "val_in_train": int(np.isin(train[val_rows], train[train_rows]).sum()),
         "train": len(train) - len(np.unique(train)),
         "test": len(test) - len(np.unique(test)),
-        "contradicting": int((np.unique(labelled // 256, return_counts=True)[1] > 1).sum()),
+        "contradicting": int((np.unique(labelled // classes, return_counts=True)[1] > 1).sum()),
     }
 
 

@@ -13,9 +13,30 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.records.digest import changes_no_result, flatten
+from cifar_lab.records.digest import deciding
 from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
+
+# Of predictions that don't hold their own.
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a run answered to the test images.
+
+    Attributes:
+        labels: (N,) true classes in dataset order.
+        said: (N,) predicted ones.
+        classes: what they are called.
+    """
+
+    labels: NDArray[np.int64]
+    said: NDArray[np.int64]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +79,8 @@ class Run:
         anew = [at for at, start in enumerate(known) if not start.resumed_from_step]
         return known[max(anew, default=0) :] or (self.record.last_start,)
 
-    def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Test labels and predicted classes, (N,) each in dataset order; None where none lie."""
+    def predictions(self) -> Predictions | None:
+        """What it answered to the test images; None where no predictions lie."""
         try:
             # opened here: np.load leaves the file open where it isn't one of its own
             with (
@@ -67,10 +88,15 @@ class Run:
                 np.load(file, allow_pickle=False) as saved,
             ):
                 labels, logits = saved["labels"], saved["logits"]
+                classes = tuple(map(str, saved["classes"])) if "classes" in saved else ()
             said = logits.argmax(axis=1)
             if labels.shape != said.shape or not labels.size or labels.min() < 0:
                 return None
-            return labels.astype(np.int64), said.astype(np.int64)
+            count = max(logits.shape[1], int(labels.max()) + 1)
+            if len(classes) != count:  # written before predictions held the names
+                ten = count == len(CLASSES) and self.data_name in ("cifar10", "synthetic")
+                classes = CLASSES if ten else tuple(map(str, range(count)))
+            return Predictions(labels.astype(np.int64), said.astype(np.int64), classes)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
@@ -150,7 +176,6 @@ def _config(folder: Path, record: RunRecord) -> dict[str, Any]:
 
 
 def _run(folder: Path, name: str, record: RunRecord, config: dict[str, Any], curves: Curves) -> Run:
-    flat = dict(flatten(config))
     data_node = config.get("data")
     target = str(data_node.get("_target_", "")) if isinstance(data_node, dict) else ""
     return Run(
@@ -159,7 +184,7 @@ def _run(folder: Path, name: str, record: RunRecord, config: dict[str, Any], cur
         status=record.status,
         error=next(iter((record.error or "").splitlines()), None),
         seed=config.get("seed") if record.seed is None else record.seed,
-        settings={k: v for k, v in flat.items() if k != "seed" and not changes_no_result(k)},
+        settings={key: value for key, value in deciding(config).items() if key != "seed"},
         overrides=record.overrides,
         data=record.data.digest or None,
         data_name=record.data.name or target.rpartition(".")[2].lower() or "unknown",

@@ -324,7 +324,8 @@ def _keep(run_dir: Path, file: RecordFile, result: FitResult) -> None:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez(buffer, labels=result.labels, logits=result.logits)
+    classes = np.array(result.classes)
+    np.savez(buffer, labels=result.labels, logits=result.logits, classes=classes)
     write_atomically(run_dir / "predictions.npz", buffer.getvalue())
     file.update(
         metrics=result.metrics,

@@ -60,15 +60,22 @@ def _lines(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "data", describe_data(record.data)
 
 
+OFFICIAL_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar100_coarse": "CIFAR-100 with coarse labels",
+}
+
+
 def describe_data(data: Data) -> str:
     """The record's ``data`` in words; says when the bytes are not the official ones."""
     if data.name == "synthetic":
         return "synthetic, drawn by code: no benchmark"
-    if data.name != "cifar10":
+    if (title := OFFICIAL_TITLES.get(data.name)) is None:
         return f"{data.name}, from {data.layout}"
     if data.official:
-        return "CIFAR-10, the official bytes"
-    return f"CIFAR-10 from {data.layout}: not the official bytes"
+        return f"{title}, the official bytes"
+    return f"{title} from {data.layout}: not the official bytes"
 
 
 def _tested(record: RunRecord) -> str:

@@ -67,6 +67,7 @@ class FitResult:
         checkpoints: paths relative to the run folder.
         labels: (N,) int64 of the test images, in the order of the dataset.
         logits: (N, C) float32, likewise.
+        classes: the C classes' names.
     """
 
     metrics: dict[str, float | None]
@@ -81,6 +82,7 @@ class FitResult:
     checkpoints: list[str]
     labels: NDArray[np.int64] = field(repr=False)
     logits: NDArray[np.float32] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
 
 
 def fit_and_test(
@@ -146,6 +148,7 @@ def fit_and_test(
                 checkpoints=[n for n in files.NAMES if (run_dir / n).exists()],
                 labels=classifier.test_labels.numpy(),
                 logits=classifier.test_logits.numpy(),
+                classes=data.dataset.classes,
             )
 
         if on_result is not None:

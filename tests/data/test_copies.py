@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.data.copies import count_copies, lines_of, warnings_of
-from cifar_lab.data.dataset import Dataset, Split, number_images
+from cifar_lab.data.dataset import CLASSES, Dataset, Split, number_images
 from cifar_lab.data.dataset import _keys as keys_of
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.records.record import Data
@@ -16,7 +16,7 @@ from tests.data.conftest import random_split
 
 
 def dataset(train: Split, test: Split, official: bool = False) -> Dataset:
-    return Dataset("cifar10", "zip", official, "0" * 64, train, test)
+    return Dataset("cifar10", "zip", official, "0" * 64, CLASSES, train, test)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 5, 5), (1, 2, 2)], ids=str)

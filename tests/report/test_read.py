@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from cifar_lab.data import dataset
-from cifar_lab.report import axes
-from cifar_lab.report.read import Reader
+from cifar_lab.report.read import CLASSES, Reader
 from tests.report.conftest import write_run
 
 
 def test_the_classes_are_the_ones_of_the_lab() -> None:
-    assert axes.CLASSES == dataset.CLASSES
+    assert CLASSES == dataset.CLASSES
 
 
 def test_the_validation_accuracy_is_that_of_the_weights_that_were_tested(tmp_path: Path) -> None:
@@ -174,12 +173,33 @@ def test_predictions_that_would_run_code_or_are_cut_off_count_as_missing(tmp_pat
     [run] = Reader(tmp_path).read().runs
     found = run.predictions()
     assert found is not None
-    assert (found[0] == found[1]).all()
+    assert (found.labels == found.said).all()
     whole = (folder / "predictions.npz").read_bytes()
     (folder / "predictions.npz").write_bytes(whole[:-30])
     assert run.predictions() is None
     objects = np.array([{}], dtype=object)
     np.savez(folder / "predictions.npz", labels=objects, logits=objects)
+    assert run.predictions() is None
+
+
+def test_predictions_name_their_classes_and_those_of_before_go_without(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    [run] = Reader(tmp_path).read().runs
+    assert run.data_name == "cifar10"
+    labels = np.arange(3)
+    cases: list[tuple[int, dict[str, Any], tuple[str, ...]]] = [
+        (3, {"classes": np.array(["ant", "bee", "crab"])}, ("ant", "bee", "crab")),
+        (3, {}, ("0", "1", "2")),
+        (10, {}, CLASSES),
+        (3, {"classes": np.array(["ant"])}, ("0", "1", "2")),  # no names of these
+        (300, {}, tuple(map(str, range(300)))),
+    ]
+    for count, saved, names in cases:
+        np.savez(folder / "predictions.npz", labels=labels, logits=np.eye(3, count), **saved)
+        found = run.predictions()
+        assert found is not None
+        assert found.classes == names
+    np.savez(folder / "predictions.npz", labels=labels, logits=np.eye(3), classes=np.array([{}]))
     assert run.predictions() is None
 
 

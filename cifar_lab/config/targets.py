@@ -16,11 +16,9 @@ from cifar_lab.config.messages import first_line, suggestion
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import flatten
 
-# Arguments that the door gives when it builds a group: never in YAML.
+# Arguments that a group is given when it is built: never in YAML.
 RUNTIME_ARGUMENTS = {
     "data": {"augment", "seed"},
-    "optimizer": {"params"},
-    "scheduler": {"step", "total_steps"},
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
 # What a `_target_` read back from a run folder may come from.
@@ -58,7 +56,12 @@ def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def check_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError: no such target, or an argument that is unknown, missing or mistyped."""
     target = locate(path, node["_target_"])
-    arguments = {key: value for key, value in node.items() if not _is_instantiate_key(key)}
+    settings = settings_beside(path, target)
+    arguments = {
+        key: value
+        for key, value in node.items()
+        if not _is_instantiate_key(key) and key not in settings
+    }
     try:
         signature = inspect.signature(target)
     except ValueError:  # built in C, no signature to hold the arguments against
@@ -68,6 +71,10 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     runtime = RUNTIME_ARGUMENTS.get(path, set())
     if path.startswith("logger."):
         runtime = {"save_dir"}
+    if path in ("optimizer", "scheduler"):
+        # called with the parameters; with the optimizer, or the step and the steps of the fit
+        given = 2 if path == "scheduler" and "interval" not in settings else 1
+        runtime = set(list(parameters)[:given])
     known = [name for name in parameters if name not in runtime]
     for name in arguments:
         if name not in known and not takes_any:
@@ -84,6 +91,22 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             if required and name not in arguments and name not in runtime:
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
+
+
+def settings_beside(path: str, target: Any) -> tuple[str, ...]:
+    """Keys of a group's node that are ours, and no arguments of its target."""
+    if path == "optimizer":
+        return ("groups",)
+    return ("interval", "monitor") if path == "scheduler" and makes_scheduler(target) else ()
+
+
+def makes_scheduler(target: Any) -> bool:
+    """Whether it is called with the optimizer, and is no pure function of the step."""
+    if inspect.isclass(target):
+        from torch.optim.lr_scheduler import LRScheduler
+
+        return issubclass(target, LRScheduler)
+    return next(iter(inspect.signature(target).parameters), None) == "optimizer"
 
 
 def _is_instantiate_key(key: str) -> bool:

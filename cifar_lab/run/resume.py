@@ -156,7 +156,7 @@ def _fixed_length(record: dict[str, Any], epochs: int, config: dict[str, Any]) -
     from cifar_lab.training.schedules import depends_on_length
 
     target = str(config["scheduler"]["_target_"])
-    if depends_on_length(locate("scheduler", target)):
+    if depends_on_length(locate("scheduler", target), config["scheduler"]):
         name = target.rpartition(".")[2]
         return f"whose learning rates depend on that number (scheduler={name})"
     if config["trainer"].get("max_steps", -1) != -1:

@@ -24,7 +24,15 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.record import command_line
 from cifar_lab.run import compatibility
-from cifar_lab.run.build import ALONE, FIT_TOGETHER, build_alone, build_data
+from cifar_lab.run.build import (
+    ALONE,
+    FIT_TOGETHER,
+    build_alone,
+    build_data,
+    build_optimizer,
+    build_schedule,
+    try_optimizer,
+)
 from cifar_lab.run.run import Job, run_under_hydra
 from cifar_lab.sweep.folder import close_record
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
@@ -93,14 +101,29 @@ def open_data(request: Open) -> int:
 
 def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Job | None:
     """Builds the parts of these groups; all of the job, which is returned, if they need others."""
-    if groups <= set(ALONE):
+    from cifar_lab.training.schedules import TorchSchedule
+
+    # one of torch's schedulers is laid out for a trainer and its data
+    if groups <= set(ALONE) and not (groups and isinstance(build_schedule(cfg), TorchSchedule)):
         check_devices(resolved["trainer"], resolved["optimizer"])
-        for group in groups:
-            build_alone(group, cfg)
+        if "optimizer" in groups:
+            network = _network(json.dumps(resolved["model"], sort_keys=True), cfg)
+            try_optimizer(cfg, build_optimizer(cfg), network)
         return None
     job = Job(cfg, run_dir=Path("unused").absolute(), overrides=[], started=time.perf_counter())
     job.build()
     return job
+
+
+_networks: dict[str, Any] = {}
+
+
+def _network(node: str, cfg: DictConfig) -> Any:
+    """The network of the points at hand, made once: what an optimizer is tried on."""
+    if node not in _networks:
+        _networks.clear()  # one at a time: they may be large
+        _networks[node] = build_alone("model", cfg)
+    return _networks[node]
 
 
 def _work(request: Check) -> list[float]:

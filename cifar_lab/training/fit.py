@@ -42,7 +42,7 @@ class Parts:
     trainer: Trainer
     classifier: Classifier
     data: DataModule
-    steps_per_call: int | None = None  # None: what suits the device
+    steps_per_call: int = 1
     cuda_graph: bool = False
 
 
@@ -68,7 +68,8 @@ def run(
         keep_freed_memory()
     timings, watch = Timings(started=started), WatchLayout()
     checkpoints = _add_callbacks(parts, record, timings, watch, run_dir)
-    blocks = arrange(trainer, data, parts.steps_per_call)
+    singly = parts.classifier.wants_single_steps
+    blocks = arrange(trainer, data, parts.steps_per_call, singly=singly)
     if parts.cuda_graph and blocks is None:
         log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
     parts.classifier.train_on(blocks, whole_step=WholeStep if parts.cuda_graph else None)

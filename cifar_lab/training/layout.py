@@ -14,9 +14,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.feed.epoch import EpochLoader
+from cifar_lab.training.schedules import FactorSchedule
 from cifar_lab.training.steps.multistep import KnowsBlocks, limited
 
 log = logging.getLogger("cifar_lab")
@@ -28,6 +28,7 @@ class Layout:
 
     Attributes:
         steps: optimizer steps of the whole fit.
+        epochs: of the whole fit, the last perhaps in part.
         batch_size: images of a batch, over all devices.
         accumulated: batches whose gradients are averaged for one optimizer step.
         images_per_step: images of an optimizer step, over all devices; the epoch's last may have
@@ -35,18 +36,26 @@ class Layout:
     """
 
     steps: int
+    epochs: int
     batch_size: int
     accumulated: int
     images_per_step: int
 
 
-def layout_of(trainer: Trainer) -> Layout:
-    """The layout by the trainer's settings and its data's, as they are now."""
-    loader = train_loader(trainer)
+def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
+    """The layout by the trainer's settings and its data's, as they are now.
+
+    Args:
+        trainer: of the fit.
+        loader: of the training data, where the trainer has none yet.
+    """
+    loader = loader or train_loader(trainer)
     batches, size = limited(trainer, loader.num_batches), loader.share.batch_size
     accumulated = trainer.accumulate_grad_batches
+    steps = fit_steps(trainer, batches)
     return Layout(
-        steps=fit_steps(trainer, batches),
+        steps=steps,
+        epochs=-(-steps // max(1, -(-batches // accumulated))),
         batch_size=size,
         accumulated=accumulated,
         images_per_step=min(size * min(accumulated, batches), loader.share.used),
@@ -103,7 +112,7 @@ class WatchLayout(Callback, KnowsBlocks):
     """
 
     def __init__(self) -> None:
-        self.planned = self.ran = Layout(0, 0, 0, 0)
+        self.planned = self.ran = Layout(0, 0, 0, 0, 0)
         self.validated_step: int | None = None
         self.departures: dict[str, str] = {}
         self.changed_at_the_end = False
@@ -119,7 +128,7 @@ class WatchLayout(Callback, KnowsBlocks):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the schedule."""
         self._scheduler = trainer.lr_scheduler_configs[0].scheduler
-        if self._first_lr is None and isinstance(self._scheduler, LambdaLR):
+        if self._first_lr is None and isinstance(self._scheduler, FactorSchedule):
             self._first_lr = float(self._scheduler.base_lrs[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -116,6 +116,8 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or key
         raise InputError(f"{where}: {first_line(str(error))}") from error
+    if key == "optimizer" and isinstance(value, dict) and not value.get("groups", True):
+        del value["groups"]  # as if there were none: two runs that are the same have one digest
     if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
         value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value

@@ -46,7 +46,7 @@ class Root:
     channels_last: bool = MISSING
     compile: Compile = MISSING
     cuda_graph: bool = MISSING
-    steps_per_call: int | None = MISSING
+    steps_per_call: int = MISSING
     resume: Resume = MISSING
     slots: int | None = MISSING
     retries: int = MISSING

@@ -19,8 +19,6 @@ from cifar_lab.records.digest import flatten
 # Arguments that the program gives when it builds a group: never in YAML.
 RUNTIME_ARGUMENTS = {
     "data": {"augment", "seed"},
-    "optimizer": {"params"},
-    "scheduler": {"step", "total_steps"},
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
 # Arguments that the dataset gives where they are null or left out.
@@ -60,11 +58,11 @@ def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def check_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError: no such target, or an argument that is unknown, missing or mistyped."""
     target = locate(path, node["_target_"])
-    from_data = FROM_THE_DATASET.get(path, set())
+    from_data, settings = FROM_THE_DATASET.get(path, set()), settings_beside(path, target)
     arguments = {
         key: value
         for key, value in node.items()
-        if not _is_instantiate_key(key) and not (key in from_data and value is None)
+        if not (_is_instantiate_key(key) or key in settings or (key in from_data and value is None))
     }
     try:
         signature = inspect.signature(target)
@@ -75,6 +73,10 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     runtime = RUNTIME_ARGUMENTS.get(path, set())
     if path.startswith("logger."):
         runtime = {"save_dir"}
+    if path in ("optimizer", "scheduler"):
+        # called with the parameters; with the optimizer, or the step and the steps of the fit
+        given = 2 if path == "scheduler" and "interval" not in settings else 1
+        runtime = set(list(parameters)[:given])
     known = [name for name in parameters if name not in runtime]
     for name in arguments:
         if name not in known and not takes_any:
@@ -91,6 +93,22 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             if required and name not in (*arguments, *runtime, *from_data):
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
+
+
+def settings_beside(path: str, target: Any) -> tuple[str, ...]:
+    """Keys of a group's node that are ours, and no arguments of its target."""
+    if path == "optimizer":
+        return ("groups",)
+    return ("interval", "monitor") if path == "scheduler" and makes_scheduler(target) else ()
+
+
+def makes_scheduler(target: Any) -> bool:
+    """Whether it is called with the optimizer, and is no pure function of the step."""
+    if inspect.isclass(target):
+        from torch.optim.lr_scheduler import LRScheduler
+
+        return issubclass(target, LRScheduler)
+    return next(iter(inspect.signature(target).parameters), None) == "optimizer"
 
 
 def _is_instantiate_key(key: str) -> bool:

@@ -74,8 +74,8 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
     steps = config["steps_per_call"]
-    if steps is not None and steps < 1:
-        raise InputError(f"steps_per_call={steps}: must be at least 1, or null to suit the device")
+    if steps < 1:
+        raise InputError(f"steps_per_call={steps}: must be at least 1")
     for key, least in (("slots", 1), ("retries", 0)):
         if config[key] is not None and config[key] < least:
             raise InputError(f"{key}={config[key]}: must be at least {least}")

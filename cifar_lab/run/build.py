@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
+from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.targets import FROM_THE_DATASET, locate
+from cifar_lab.config.targets import FROM_THE_DATASET, locate, makes_scheduler, settings_beside
 from cifar_lab.config.validate import (
     accelerator,
     check_averages,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.optimizers import OptimizerFactory
+    from cifar_lab.training.schedules import TorchSchedule
 
 
 # Groups whose parts have nothing else to fit, and those that are tried out together.
@@ -65,7 +70,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     check_processes(resolved["trainer"], kind, processes.find())
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    optimizer = build_alone("optimizer", cfg)
+    optimizer, schedule = build_optimizer(cfg), build_schedule(cfg)
     data = build_data(cfg)
     compatibility.check(resolved)
     with log_to_stderr():
@@ -74,6 +79,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     network = build_model(cfg, data.dataset)
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
+    try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
         device=kind,
@@ -86,12 +92,13 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         network=network,
         loss=loss,
         optimizer=optimizer,
-        schedule=build_alone("scheduler", cfg),
+        schedule=schedule,
         config=resolved,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
     compatibility.check_parts(trainer, data)
+    _try_schedule(schedule, classifier, optimizer, trainer, data)
     return Parts(
         trainer=trainer,
         classifier=classifier,
@@ -225,18 +232,61 @@ def _plugins(cfg: DictConfig) -> list[Any]:
 
 def build_alone(group: str, cfg: DictConfig) -> Any:
     """Builds the part of a group that needs no other's; raises InputError as `build` does."""
-    part = _build(group, cfg[group])
-    if group == "optimizer":
-        import torch
+    return _build(group, cfg[group])
 
-        # the library's own checks of its numbers, before anything is made
-        trial = _called(group, part, [torch.nn.Parameter(torch.zeros(1))])
-        if cfg.cuda_graph:
-            from cifar_lab.training.steps import cuda_graph
 
-            kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
-            cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
-    return part
+def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
+    """What makes the optimizer; raises InputError as `build` does."""
+    from cifar_lab.training.optimizers import OptimizerFactory
+
+    node = plain(cfg.optimizer)
+    return OptimizerFactory(_factory("optimizer", cfg), node.get("groups") or {})
+
+
+def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | TorchSchedule:
+    """The schedule; raises InputError as `build` does."""
+    from cifar_lab.training.schedules import TorchSchedule
+
+    make = _factory("scheduler", cfg)
+    if not makes_scheduler(make.func):
+        return make
+    with _named("scheduler"):
+        return TorchSchedule.of(make, plain(cfg.scheduler))
+
+
+def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module) -> None:
+    """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
+    with _named("optimizer"):
+        trial = factory(network)  # the library's own checks of its numbers are among it
+    if cfg.cuda_graph:
+        from cifar_lab.training.steps import cuda_graph
+
+        kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
+        cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+
+
+def _try_schedule(
+    schedule: Callable[[int, int], float] | TorchSchedule,
+    classifier: nn.Module,
+    optimizer: OptimizerFactory,
+    trainer: Trainer,
+    data: DataModule,
+) -> None:
+    from cifar_lab.training.layout import layout_of
+    from cifar_lab.training.schedules import try_schedule
+
+    layout = layout_of(trainer, data.train_dataloader())
+    with _named("scheduler"):
+        try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
+
+
+def _factory(group: str, cfg: DictConfig) -> partial[Any]:
+    """What is called with what only a run has, whether its node says ``_partial_`` or not."""
+    target = locate(group, cfg[group]["_target_"])
+    ours = (*settings_beside(group, target), "_partial_")
+    node = {key: value for key, value in plain(cfg[group]).items() if key not in ours}
+    factory: partial[Any] = _build(group, OmegaConf.create({**node, "_partial_": True}))
+    return factory
 
 
 def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
@@ -254,21 +304,29 @@ def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
     return _called(path, factory, **runtime)
 
 
-def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
+def _called(path: str, factory: Any, **runtime: Any) -> Any:
+    with _named(path):
+        return factory(**runtime)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """What a constructor refuses becomes one line with the key's name before it."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
     refusals += (MisconfigurationException,)
-    if path in ("optimizer", "trainer"):
-        # torch's optimizers refuse some settings with it, Lightning two callbacks of one kind
+    if path == "trainer":  # two callbacks of one kind
         refusals += (RuntimeError,)
+    if path in ("optimizer", "scheduler"):  # whatever one of a person's own stumbles over
+        refusals = (Exception,)
     try:
-        return factory(*arguments, **runtime)
+        yield
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
     except refusals as error:
-        raise InputError(f"{path}: {first_line(str(error))}") from error
+        raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
 
 
 @contextmanager

@@ -65,6 +65,10 @@ def check(config: dict[str, Any]) -> None:
             _check_monitor(callback, config, _metrics(callbacks))
     if checkpoints and checkpoints[0].argument("monitor") is not None:
         _check_selection(config)
+    node = config["scheduler"]
+    schedule = _Callback("scheduler", locate("scheduler", node["_target_"]), node)
+    if schedule.node.get("monitor") is not None:
+        _check_monitor(schedule, config, _metrics(callbacks))
 
 
 def _callbacks(config: dict[str, Any]) -> Iterator[_Callback]:
@@ -175,10 +179,11 @@ def _metrics(callbacks: list[_Callback]) -> list[str] | None:
 
 def _check_monitor(callback: _Callback, config: dict[str, Any], metrics: list[str] | None) -> None:
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
 
     from cifar_lab.training.callbacks.checkpoints import Checkpoints
 
-    path, monitor = callback.path, callback.argument("monitor")
+    path, monitor = callback.path, callback.node.get("monitor") or callback.argument("monitor")
     if monitor.startswith("test/"):
         raise InputError(
             f"{path}.monitor={monitor}: the test images are looked at once, after the fit; "
@@ -191,7 +196,7 @@ def _check_monitor(callback: _Callback, config: dict[str, Any], metrics: list[st
             f"{path}.monitor={monitor}: nothing logs it{suggestion(monitor, metrics)}; "
             f"must be one of {', '.join(metrics)}"
         )
-    if callback.is_a(Checkpoints, EarlyStopping, ModelCheckpoint):
+    if callback.is_a(Checkpoints, EarlyStopping, ModelCheckpoint, ReduceLROnPlateau):
         # Lightning's default is no answer where the name gives none
         known = meaning(monitor) is not None
         try:
@@ -200,7 +205,8 @@ def _check_monitor(callback: _Callback, config: dict[str, Any], metrics: list[st
             raise InputError(f"{path}.{error}") from error
     reason = _no_validation(config) if monitor.startswith("val/") else None
     if reason and not callback.is_a(Checkpoints):
-        raise InputError(f"{path}.monitor={monitor}: {reason}, or leave the callback out")
+        what = "the callback" if path != "scheduler" else "the scheduler"
+        raise InputError(f"{path}.monitor={monitor}: {reason}, or leave {what} out")
     if callback.is_a(EarlyStopping):
         _check_stopping(callback, config["trainer"])
 

@@ -154,7 +154,7 @@ def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str
     from cifar_lab.training.schedules import depends_on_length
 
     target = str(config["scheduler"]["_target_"])
-    if depends_on_length(locate("scheduler", target)):
+    if depends_on_length(locate("scheduler", target), config["scheduler"]):
         name = target.rpartition(".")[2]
         return f"whose learning rates depend on that number (scheduler={name})"
     if config["trainer"].get("max_steps", -1) != -1:

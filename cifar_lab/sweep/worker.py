@@ -26,7 +26,16 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.record import Data, close_for, command_line
 from cifar_lab.run import compatibility
-from cifar_lab.run.build import ALONE, FIT_TOGETHER, build, build_alone, build_data, build_model
+from cifar_lab.run.build import (
+    ALONE,
+    FIT_TOGETHER,
+    build,
+    build_data,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    try_optimizer,
+)
 from cifar_lab.run.run import Request, data_warnings, run
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
@@ -54,7 +63,8 @@ def check(request: Check) -> int:
             compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
             new = {key for key, _ in parts - seen} - {"seed", "threads"}
-            module = _build_new(cfg, resolved, new)
+            known = datasets.get(data_key(resolved))
+            module = _build_new(cfg, resolved, new, known)
             if module is not None and data_key(resolved) not in datasets:
                 datasets[data_key(resolved)] = module.dataset
                 warnings |= dict.fromkeys(data_warnings(resolved, Data(**module.facts)))
@@ -93,14 +103,33 @@ def open_data(request: Open) -> int:
     return 0
 
 
-def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> DataModule | None:
+def _build_new(
+    cfg: DictConfig, resolved: dict[str, Any], groups: set[str], dataset: Dataset | None
+) -> DataModule | None:
     """Builds the parts of these groups; all of the run, if they need others; then its data."""
-    if groups <= set(ALONE):
+    from cifar_lab.training.schedules import TorchSchedule
+
+    alone = groups <= set(ALONE) and dataset is not None
+    # one of torch's schedulers is laid out for a trainer and its data
+    if alone and not (groups and isinstance(build_schedule(cfg), TorchSchedule)):
+        assert dataset is not None
         check_devices(resolved["trainer"], resolved["optimizer"])
-        for group in groups:
-            build_alone(group, cfg)
+        if "optimizer" in groups:
+            network = _network(json.dumps(resolved["model"], sort_keys=True), cfg, dataset)
+            try_optimizer(cfg, build_optimizer(cfg), network)
         return None
     return build(cfg, resolved, Path("unused").absolute()).data
+
+
+_networks: dict[str, Any] = {}
+
+
+def _network(node: str, cfg: DictConfig, dataset: Dataset) -> Any:
+    """The network of the points at hand, made once: what an optimizer is tried on."""
+    if node not in _networks:
+        _networks.clear()  # one at a time: they may be large
+        _networks[node] = build_model(cfg, dataset)
+    return _networks[node]
 
 
 def _work(request: Check, datasets: list[Dataset]) -> list[float]:

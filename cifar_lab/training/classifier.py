@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
-from cifar_lab.errors import Diverged
+from cifar_lab.errors import Diverged, InputError
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
@@ -24,6 +23,8 @@ from cifar_lab.training.lightning_internals import (
     datamodule_of,
 )
 from cifar_lab.training.momentum import keep_momentum_defined
+from cifar_lab.training.optimizers import NamedParameters, OptimizerFactory
+from cifar_lab.training.schedules import FactorSchedule, TorchSchedule
 from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import steps_per_call, translate_progress
 
@@ -45,8 +46,8 @@ class Classifier(LightningModule):
     Args:
         network: any module that maps images to logits.
         loss: (logits (B, C), labels (B,) int64 or (B, C) float) -> scalar mean over the batch.
-        optimizer: given the parameters, makes the optimizer.
-        schedule: (steps made, steps of the fit) -> factor on the learning rate.
+        optimizer: given the named parameters, makes the optimizer; a factory knows groups of them.
+        schedule: (steps made, steps of the fit) -> factor on the learning rate, or one of torch's.
         config: the run's resolved configuration, kept in checkpoints: plain values only.
     """
 
@@ -55,14 +56,16 @@ class Classifier(LightningModule):
         *,
         network: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[int, int], float],
+        optimizer: Callable[[NamedParameters], Optimizer] | OptimizerFactory,
+        schedule: Callable[[int, int], float] | TorchSchedule,
         config: dict[str, Any],
     ) -> None:
         super().__init__()
         self.network = network
         self._loss = loss
-        self._make_optimizer = optimizer
+        self._make_optimizer = (
+            optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
+        )
         self._schedule = schedule
         # plain values: a checkpoint with objects inside can't be loaded with weights_only=True
         self.save_hyperparameters({"config": config}, logger=False)
@@ -73,6 +76,8 @@ class Classifier(LightningModule):
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
+        self._metrics_before: dict[str, float] = {}  # as a checkpoint carries them
+        self._validated = False  # since the schedule's last step
         self._carried: Tensor | None = None
         self._multistep: Multistep | None = None
         self._graphed_step_type: type[GraphedStep] | None = None
@@ -105,17 +110,67 @@ class Classifier(LightningModule):
         self._graphed_step_type = None if multistep is None else graphed_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer, and the schedule stepped after every optimizer step."""
-        optimizer = self._make_optimizer(self.parameters())
+        """The optimizer, and the schedule: of the step, or of the epoch."""
+        optimizer = self._make_optimizer(self)
         keep_momentum_defined(optimizer)
-        steps = layout_of(self.trainer).steps
-        scheduler = LambdaLR(optimizer, partial(_factor, self._schedule, steps))
+        layout = layout_of(self.trainer)
+        if isinstance(self._schedule, TorchSchedule):
+            scheduler = self._schedule(optimizer, steps=layout.steps, epochs=layout.epochs)
+            # not Lightning's way to step on a plateau: see `lr_scheduler_step`
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {
+                    "scheduler": scheduler,
+                    "interval": self._schedule.interval,
+                    "reduce_on_plateau": False,
+                },
+            }
+        scheduler = FactorSchedule(optimizer, self._schedule, layout.steps)
         if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    @property
+    def steps_by_epoch(self) -> bool:
+        """Whether the schedule is stepped after an epoch, and not after a step."""
+        return isinstance(self._schedule, TorchSchedule) and self._schedule.interval == "epoch"
+
+    @property
+    def wants_single_steps(self) -> str | None:
+        """Why Lightning has to see every optimizer step; None where it needn't."""
+        if isinstance(self._schedule, TorchSchedule):
+            return "scheduler is one of torch's, which Lightning steps"
+        return None
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any | None) -> None:
+        """Steps after an optimizer step; the end of an epoch is `_step_by_epoch`'s."""
+        if not self.steps_by_epoch:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _step_by_epoch(self) -> None:
+        """Steps a schedule of the epoch, before the epoch's checkpoint is written.
+
+        Lightning does it after that (2.6.6, _FitLoop.on_advance_end), and a run that is continued
+        from there would have one step fewer.
+        """
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(self._schedule, TorchSchedule)
+        monitor = self._schedule.monitor
+        if monitor is None or not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+        elif self._validated or not monitor.startswith("val/"):  # only what is new
+            known: dict[str, Any] = {**self._metrics_before, **self.trainer.callback_metrics}
+            if monitor not in known:
+                raise InputError(
+                    f"scheduler.monitor={monitor}: nothing logged it; there are "
+                    f"{', '.join(sorted(known))}"
+                )
+            # a metric of one's own may differ from process to process; all must decide alike
+            scheduler.step(float(self.trainer.strategy.broadcast(float(known[monitor]))))
+        self._validated = False
 
     def on_fit_start(self) -> None:
         """The loss gets its own precision back."""
@@ -157,7 +212,7 @@ class Classifier(LightningModule):
             return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(scheduler, LambdaLR)
+        assert isinstance(scheduler, FactorSchedule)
         for images, labels in zip(*batch, strict=True):
             self._lr = optimizer.param_groups[0]["lr"]
             if self._graphed_step is None:
@@ -279,6 +334,7 @@ class Classifier(LightningModule):
         """Logs val/loss and val/acc."""
         means = self._means("val")
         self._log(means)
+        self._validated = not self.trainer.sanity_checking
         if means and not math.isfinite(means["val/loss"]):
             raise self._diverged("the validation loss", self.global_step)
 
@@ -295,6 +351,8 @@ class Classifier(LightningModule):
             # the n-th step is number n - 1, as Lightning counts for loggers
             logger.log_metrics(curves, self.global_step - 1)
             logger.save()
+        if self.steps_by_epoch:
+            self._step_by_epoch()
 
     def log_with_epoch(self, metrics: dict[str, float]) -> None:
         """Has a callback's numbers logged in one row with those of the epoch that ends."""
@@ -310,6 +368,7 @@ class Classifier(LightningModule):
             self._train_sums.to("cpu", copy=True) if self._epoch_open else None
         )
         checkpoint["lr"] = self._lr
+        checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -317,6 +376,8 @@ class Classifier(LightningModule):
         translate_progress(checkpoint, self._multistep)
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
+        self._validated = checkpoint.get("validated", False)
+        self._metrics_before = checkpoint.get("run", {}).get("metrics", {})
 
     def on_test_epoch_start(self) -> None:
         """Begins the test's sums."""
@@ -351,7 +412,3 @@ class Classifier(LightningModule):
             f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
             "or trainer.gradient_clip_val=1"
         )
-
-
-def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
-    return schedule(step, total_steps)

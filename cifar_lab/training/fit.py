@@ -46,7 +46,7 @@ class Parts:
     trainer: Trainer
     classifier: Classifier
     data: DataModule
-    steps_per_call: int | None = None  # None: what suits the device
+    steps_per_call: int = 1
     cuda_graph: bool = False
 
 
@@ -117,7 +117,8 @@ def fit_and_test(
         keep_freed_memory()
     timings, watch = Timings(started=started), WatchLayout()
     checkpoints = _add_callbacks(parts, report, timings, watch, run_dir)
-    multistep = arrange(trainer, data, parts.steps_per_call)
+    singly = classifier.wants_single_steps
+    multistep = arrange(trainer, data, parts.steps_per_call, singly=singly)
     if parts.cuda_graph and multistep is None:
         log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
     classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)

@@ -14,10 +14,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.data.feed.epoch import EpochLoader
 from cifar_lab.training.lightning_internals import call_index, callbacks_of, datamodule_of
+from cifar_lab.training.schedules import FactorSchedule
 from cifar_lab.training.steps.multistep import SupportsMultistep, limited
 
 log = logging.getLogger("cifar_lab")
@@ -29,6 +29,7 @@ class Layout:
 
     Attributes:
         steps: optimizer steps of the whole fit.
+        epochs: of the whole fit, the last perhaps in part.
         batch_size: images of a batch, over all devices.
         accumulated: batches whose gradients are averaged for one optimizer step.
         images_per_step: images of an optimizer step, over all devices; the epoch's last may have
@@ -36,18 +37,26 @@ class Layout:
     """
 
     steps: int
+    epochs: int
     batch_size: int
     accumulated: int
     images_per_step: int
 
 
-def layout_of(trainer: Trainer) -> Layout:
-    """The layout by the trainer's settings and its data's, as they are now."""
-    loader = train_loader(trainer)
+def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
+    """The layout by the trainer's settings and its data's, as they are now.
+
+    Args:
+        trainer: of the fit.
+        loader: of the training data, where the trainer has none yet.
+    """
+    loader = loader or train_loader(trainer)
     batches, size = limited(trainer, loader.num_batches), loader.share.batch_size
     accumulated = trainer.accumulate_grad_batches
+    steps = fit_steps(trainer, batches)
     return Layout(
-        steps=fit_steps(trainer, batches),
+        steps=steps,
+        epochs=-(-steps // max(1, -(-batches // accumulated))),
         batch_size=size,
         accumulated=accumulated,
         images_per_step=min(size * min(accumulated, batches), loader.share.used),
@@ -105,7 +114,7 @@ class WatchLayout(Callback, SupportsMultistep):
     """
 
     def __init__(self) -> None:
-        self.planned = self.ran = Layout(0, 0, 0, 0)
+        self.planned = self.ran = Layout(0, 0, 0, 0, 0)
         self.trained = False
         self.validated_step: int | None = None
         self.departures: dict[str, str] = {}
@@ -123,7 +132,7 @@ class WatchLayout(Callback, SupportsMultistep):
         """Notes that there is training, and the schedule."""
         self.trained = True
         self._scheduler = trainer.lr_scheduler_configs[0].scheduler
-        if self._first_lr is None and isinstance(self._scheduler, LambdaLR):
+        if self._first_lr is None and isinstance(self._scheduler, FactorSchedule):
             self._first_lr = float(self._scheduler.base_lrs[0])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,14 +1,24 @@
-"""Learning-rate schedules as pure functions of the step: ``lr = optimizer.lr * factor``.
+"""Learning-rate schedules: pure functions of the step, and torch's own.
 
-Every function takes the optimizer steps already made and the steps of the whole fit. In the
-configuration they are partial: the fit knows the steps.
+A function takes the optimizer steps already made and the steps of the whole fit, and
+``lr = optimizer.lr * factor``. In the configuration it is partial: the fit knows the steps.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from cifar_lab.config.targets import makes_scheduler
+from cifar_lab.errors import InputError
 
 _Schedule = TypeVar("_Schedule", bound=Callable[..., float])
 
@@ -19,9 +29,16 @@ def independent_of_length(schedule: _Schedule) -> _Schedule:
     return schedule
 
 
-def depends_on_length(schedule: Any) -> bool:
-    """Whether a longer fit would have had other learning rates from the start."""
-    return not getattr(schedule, "independent_of_length", False)
+def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
+    """Whether a longer fit would have had other learning rates from the start.
+
+    Args:
+        target: what ``_target_`` of the ``scheduler`` group names.
+        node: its arguments.
+    """
+    if makes_scheduler(target):
+        return _wants_length(target, node)
+    return not getattr(target, "independent_of_length", False)
 
 
 @independent_of_length
@@ -71,3 +88,117 @@ def one_cycle(
 def _half_cosine(progress: float) -> float:
     # 1 at 0, 0 at 1
     return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+
+
+# --- as torch steps them -------------------------------------------------------------------------
+
+
+class FactorSchedule(LambdaLR):
+    """A pure function of the step, stepped after every optimizer step."""
+
+    def __init__(
+        self, optimizer: Optimizer, schedule: Callable[[int, int], float], steps: int
+    ) -> None:
+        super().__init__(optimizer, partial(_factor, schedule, steps))
+
+
+def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
+    return schedule(step, total_steps)
+
+
+@dataclass(frozen=True)
+class TorchSchedule:
+    """One of torch's schedulers, or what a person's own function of the optimizer gives.
+
+    Attributes:
+        make: (optimizer) -> the scheduler; with ``total_steps`` too where it takes it.
+        interval: whether it is stepped after each optimizer step or after each epoch.
+        monitor: the metric that a `ReduceLROnPlateau` looks at.
+        wants_length: whether it is told its number of steps.
+    """
+
+    make: Callable[..., LRScheduler]
+    interval: Literal["step", "epoch"] = "epoch"
+    monitor: str | None = None
+    wants_length: bool = False
+
+    @classmethod
+    def of(cls, make: Callable[..., LRScheduler], node: Mapping[str, Any]) -> TorchSchedule:
+        """As ``scheduler`` in the configuration says, whose arguments ``make`` has already.
+
+        Raises:
+            InputError: an interval that there isn't, or that doesn't fit; no or a needless monitor.
+        """
+        target = getattr(make, "func", make)
+        takes_length = "total_steps" in inspect.signature(target).parameters
+        interval = node.get("interval") or ("step" if takes_length else "epoch")
+        if interval not in ("step", "epoch"):
+            raise InputError(f"interval={interval}: must be step or epoch")
+        monitor = node.get("monitor")
+        on_plateau = inspect.isclass(target) and issubclass(target, ReduceLROnPlateau)
+        if on_plateau and interval == "step":
+            raise InputError(
+                "interval=step: ReduceLROnPlateau looks at a value that is new once an epoch; "
+                "must be epoch"
+            )
+        if on_plateau and monitor is None:
+            raise InputError("monitor=null: ReduceLROnPlateau needs a metric, e.g. val/loss")
+        if monitor is not None and inspect.isclass(target) and not on_plateau:
+            raise InputError(f"monitor={monitor}: {target.__name__} looks at none; leave it out")
+        by_step = interval == "step"
+        wants_length = _wants_length(target, node)
+        return cls(make, "step" if by_step else "epoch", monitor, wants_length)
+
+    def __call__(self, optimizer: Optimizer, *, steps: int, epochs: int) -> LRScheduler:
+        """The scheduler of a fit of so many optimizer steps and epochs."""
+        if not self.wants_length:
+            return self.make(optimizer)
+        return self.make(optimizer, total_steps=steps if self.interval == "step" else epochs)
+
+
+def try_schedule(
+    schedule: Callable[[int, int], float] | TorchSchedule,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    epochs: int,
+) -> None:
+    """Builds it on an optimizer that is thrown away, and takes its first steps.
+
+    Raises:
+        InputError: it can't be built, ends before the fit does, or gives what is no rate.
+    """
+    if not isinstance(schedule, TorchSchedule):
+        for step in sorted({0, steps // 2, steps - 1}):
+            factor = schedule(step, steps)
+            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+                raise InputError(
+                    f"_target_: gives {factor} at step {step} of {steps}; it must give a finite "
+                    "factor on optimizer.lr, at least 0"
+                )
+        return
+    scheduler = schedule(optimizer, steps=steps, epochs=epochs)
+    if not isinstance(scheduler, LRScheduler):
+        raise InputError(f"_target_: gives a {type(scheduler).__name__} and no LRScheduler")
+    if schedule.monitor is None and isinstance(scheduler, ReduceLROnPlateau):
+        raise InputError("monitor=null: ReduceLROnPlateau needs a metric, e.g. val/loss")
+    wanted = steps if schedule.interval == "step" else epochs
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < wanted:
+        raise InputError(
+            f"total_steps={scheduler.total_steps}: ends before the fit, which steps it {wanted} "
+            "times; leave it out, and it is the fit's"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a step without the optimizer's
+        for _ in range(min(wanted, 3)):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(1.0)
+            else:
+                scheduler.step()
+
+
+def _wants_length(target: Any, node: Mapping[str, Any]) -> bool:
+    if "total_steps" not in inspect.signature(target).parameters:
+        return False
+    otherwise = node.get("epochs") is not None and node.get("steps_per_epoch") is not None
+    return node.get("total_steps") is None and not otherwise

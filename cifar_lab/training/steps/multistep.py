@@ -26,8 +26,6 @@ from cifar_lab.training.lightning_internals import (
 
 log = logging.getLogger("cifar_lab")
 
-# Where a step takes no longer than the loop around it. On a CPU it does, and Ctrl-C waits for it.
-ON_CUDA = 16
 _STEP_HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
     *("on_after_backward", "on_before_optimizer_step"),
@@ -38,7 +36,9 @@ class SupportsMultistep:
     """Mark of a callback whose hooks of a training batch are right for several steps as well."""
 
 
-def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Multistep | None:
+def arrange(
+    trainer: Trainer, data: DataModule, size: int, *, singly: str | None = None
+) -> Multistep | None:
     """How the fit to come is cut into calls, or None: one step per call.
 
     Something that has to see every step switches back to single ones, and that is said.
@@ -46,16 +46,13 @@ def arrange(trainer: Trainer, data: DataModule, asked: int | None) -> Multistep 
     Args:
         trainer: with all of its callbacks.
         data: told to hand out the multistep.
-        asked: steps per call; None: what suits the device.
+        size: steps per call.
+        singly: why the network's own training has to see every step; None: it needn't.
     """
-    on_cuda = trainer.strategy.root_device.type == "cuda"
-    size = asked or (ON_CUDA if on_cuda else 1)
     if size == 1:
         return None
-    if reason := _obstacle(trainer, data):
-        # what nobody asked for isn't missed, but for a callback that slows a GPU down
-        if asked is not None or "callback" in reason:
-            log.warning("steps_per_call=%d: %s; going on with one step per call", size, reason)
+    if reason := singly or _obstacle(trainer, data):
+        log.warning("steps_per_call=%d: %s; going on with one step per call", size, reason)
         return None
     batches = limited(trainer, data.train_dataloader().num_batches)
     if batches == 0:

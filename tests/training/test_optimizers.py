@@ -1,0 +1,207 @@
+"""Parameter groups by role and by name, and which optimizers a fit can use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+
+from cifar_lab.errors import InputError
+from cifar_lab.model.resnet import ResNet
+from cifar_lab.training.optimizers import OptimizerFactory, roles
+from tests.conftest import TINY, record_of
+
+Lab = Callable[..., tuple[int, str, str]]
+NO_DECAY = {"plain": {"parameters": ["norms", "biases"], "weight_decay": 0.0}}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return ResNet(num_blocks=[1, 1], width=4, num_classes=10)
+
+
+def names_of(group: dict[str, Any]) -> set[str]:
+    return set(group["param_names"])
+
+
+def test_each_parameter_has_the_role_that_its_layer_gives_it(network: nn.Module) -> None:
+    of = dict(roles(network))
+    assert set(of) == {name for name, _ in network.named_parameters()}
+    modules = dict(network.named_modules())
+    for name, role in of.items():
+        layer = modules[name.rpartition(".")[0]]
+        if isinstance(layer, nn.BatchNorm2d):
+            assert role == "norms"
+        elif name.endswith("bias"):
+            assert role == "biases"
+        else:
+            assert role == ("filters" if isinstance(layer, nn.Conv2d) else "weights")
+
+
+@pytest.mark.parametrize(
+    "make", [SGD, AdamW, Adam, RMSprop, Adagrad], ids=lambda make: make.__name__
+)
+def test_groups_part_the_parameters(network: nn.Module, make: Callable[..., Optimizer]) -> None:
+    factory = OptimizerFactory(partial(make, lr=0.1, weight_decay=0.5), NO_DECAY)
+    rest, plain = factory(network).param_groups
+    assert names_of(plain) == {n for n, role in roles(network) if role in ("norms", "biases")}
+    assert names_of(rest) | names_of(plain) == {n for n, _ in network.named_parameters()}
+    assert not names_of(rest) & names_of(plain)
+    assert (rest["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
+    assert rest["lr"] == plain["lr"] == 0.1
+
+
+def test_a_parameter_is_in_the_first_group_that_fits_and_rates_are_scaled(
+    network: nn.Module,
+) -> None:
+    groups = {
+        "head": {"parameters": "fc*", "lr_scale": 0.5},
+        "biases": {"parameters": ["biases", "norms"], "lr_scale": 64},
+        "second": {"parameters": ["filters"], "lr": 0.7},
+    }
+    head, biases, second = OptimizerFactory(partial(SGD, lr=0.1), groups)(network).param_groups
+    assert names_of(head) == {"fc.weight", "fc.bias"}
+    assert "fc.bias" not in names_of(biases)
+    assert [group["lr"] for group in (head, biases, second)] == [0.05, 6.4, 0.7]
+
+
+def test_one_step_decays_what_is_in_no_group_alone(network: nn.Module) -> None:
+    make = partial(SGD, lr=1.0, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = OptimizerFactory(make, NO_DECAY)(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        kept = 1.0 if dict(roles(network))[name] in ("norms", "biases") else 0.5
+        assert torch.equal(parameter, kept * before[name]), name
+
+
+def test_without_groups_the_order_is_the_networks(network: nn.Module) -> None:
+    (group,) = OptimizerFactory(partial(SGD, lr=0.1))(network).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("group", "parts"),
+    [
+        ({"parameters": "head*"}, ["head*", "norms, biases, filters, weights", "stem"]),
+        ({}, ["parameters=None", "roles"]),
+        ({"parameters": []}, ["parameters=[]"]),
+        ({"parameters": "fc*", "decay": 0}, ["decay: unknown key", "weight_decay"]),
+        ({"parameters": "fc*", "weight_decay": -1}, ["weight_decay=-1", "at least 0"]),
+        ({"parameters": "fc*", "lr_scale": "high"}, ["lr_scale=high", "a number"]),
+        ({"parameters": "fc*", "lr_scale": 2, "lr": 0.1}, ["lr_scale=2", "no lr beside it"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_group_is_named(
+    network: nn.Module, group: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(InputError, match=r"groups\.mine") as caught:
+        OptimizerFactory(partial(SGD, lr=0.1), {"mine": group})(network)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# --- from the command line ------------------------------------------------------------------------
+
+OWN = """
+import torch
+
+def split(named_parameters, *, lr, head_lr):
+    named = list(named_parameters)
+    head = [(n, p) for n, p in named if n.startswith("fc")]
+    rest = [(n, p) for n, p in named if not n.startswith("fc")]
+    return torch.optim.SGD([{"params": rest}, {"params": head, "lr": head_lr}], lr=lr)
+
+def lists(named_parameters, *, lr):
+    return [p for _, p in named_parameters]
+"""
+SWITCH = ("~optimizer.momentum", "~optimizer.nesterov", "~optimizer.weight_decay")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_optimizers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def groups_of(run_dir: Path) -> list[dict[str, Any]]:
+    checkpoint = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    groups: list[dict[str, Any]] = checkpoint["optimizer_states"][0]["param_groups"]
+    return groups
+
+
+@pytest.mark.usefixtures("own")
+def test_a_factory_of_ones_own_gets_names(lab: Lab, tmp_path: Path) -> None:
+    status, _, err = lab(
+        *(*TINY, *SWITCH, "~optimizer.fused", "~optimizer._partial_", "trainer.max_epochs=1"),
+        *("optimizer._target_=own_optimizers.split", "+optimizer.head_lr=0.5"),
+        *("scheduler=none", f"hydra.run.dir={tmp_path}/run"),
+    )
+    assert status == 0, err
+    rest, head = groups_of(tmp_path / "run")
+    assert head["param_names"] == ["fc.weight", "fc.bias"]
+    assert (rest["lr"], head["lr"]) == (0.03, 0.5)
+
+
+def test_groups_are_chosen_without_a_plus(lab: Lab, tmp_path: Path) -> None:
+    arguments = (*TINY, "trainer.max_epochs=1", "optimizer/groups=no_decay")
+    head = "+optimizer.groups.head={parameters: fc*, lr_scale: 0.1}"
+    assert lab(*arguments, head, f"hydra.run.dir={tmp_path}/run")[0] == 0
+    groups = groups_of(tmp_path / "run")
+    assert [group["weight_decay"] for group in groups] == [0.0005, 0.0, 0.0005]
+    assert record_of(tmp_path / "run")["config"]["optimizer"]["groups"]["head"]["lr_scale"] == 0.1
+
+
+def wrong(*arguments: str) -> Sequence[str]:
+    return arguments
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            wrong("+optimizer.groups.head.parameters=head*"),
+            ["optimizer.groups.head.parameters=head*: no parameter is left"],
+        ),
+        (
+            wrong("optimizer._target_=torch.optim.LBFGS", *SWITCH, "~optimizer.fused"),
+            ["optimizer._target_: LBFGS computes the loss several times in a step"],
+        ),
+        (
+            wrong("optimizer._target_=torch.optim.SparseAdam", *SWITCH, "~optimizer.fused"),
+            ["optimizer._target_: SparseAdam takes sparse gradients"],
+        ),
+        (
+            wrong("optimizer._target_=torch.optim.Muon", "~optimizer.fused"),
+            ["optimizer: Muon", "2D"],
+        ),
+        (
+            wrong("optimizer._target_=own_optimizers.lists", *SWITCH, "~optimizer.fused"),
+            ["optimizer._target_: list is no torch.optim.Optimizer"],
+        ),
+        (
+            wrong("optimizer._target_=own_optimizers.split", *SWITCH, "~optimizer.fused"),
+            ["optimizer", "head_lr"],
+        ),
+    ],
+    ids=lambda value: value[0][:60],
+)
+def test_what_a_fit_can_not_use_is_one_line(
+    lab: Lab, tmp_path: Path, arguments: Sequence[str], parts: list[str]
+) -> None:
+    status, _, err = lab(*TINY, *arguments)
+    assert status == 2, err
+    assert len(err.strip().splitlines()) == 1, err
+    for part in parts:
+        assert part in err
+    assert not (tmp_path / "outputs").exists()

@@ -53,7 +53,7 @@ def set_limit_train_batches(trainer: Trainer, share: float) -> None:
 
 def call_index(trainer: Trainer) -> int:
     """The number within its epoch, from 0, of the `training_step` that is on, or was last."""
-    return trainer.fit_loop.epoch_loop.batch_idx
+    return trainer.fit_loop.batch_idx
 
 
 def calls_done(trainer: Trainer) -> int:

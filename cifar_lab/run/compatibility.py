@@ -255,8 +255,8 @@ def _check_selection(config: dict[str, Any]) -> None:
     val_size, reason = config["data"].get("val_size"), _no_validation(config)
     if reason and val_size != 0:  # with 0 the last weights are tested, and that is said
         raise InputError(
-            f"callbacks.checkpoints.monitor: {val_size} images are held out to select with, and "
-            f"{reason}, or callbacks.checkpoints.monitor=null to test the last weights"
+            f"callbacks.checkpoints.monitor: data.val_size={val_size} holds images out to select "
+            f"with, and {reason}, or callbacks.checkpoints.monitor=null to test the last weights"
         )
 
 

@@ -66,7 +66,7 @@ def test_a_run_goes_on_with_a_moved_folder_and_not_with_another_size(
 def test_a_sweep_over_picture_sizes_and_its_report(lab: Lab, tmp_path: Path) -> None:
     root = write_class_folders(tmp_path / "mine", SEVEN, size=(24, 24))
     status, out, err = lab(
-        *("-m", *SMALL, f"data.root={root}", "data.image_size=16,24", "hydra.sweep.dir=sweep"),
+        *("-m", *SMALL[:-1], f"data.root={root}", "data.image_size=16,24", "hydra.sweep.dir=sweep"),
         *("trainer.max_epochs=1", "callbacks=checkpoints", "logger=csv"),
     )
     assert status == 0, err + out

@@ -294,7 +294,7 @@ def _build(source: Source, fingerprint: str, entry: Entry, trouble: str) -> Open
         )
     log.info("decoded %s in %.1f s", source.path, time.monotonic() - begin)
     if found.resized:
-        log.info("%s", resized_line(found.resized, origin))
+        log.info("%s", _resized(origin))
     return _opened(cached, "rebuilt" if trouble else "built", entry, source)
 
 
@@ -308,11 +308,11 @@ def _channels(source: Source, found: Contents) -> Channels | None:
         return None  # for the one who wants them to say
 
 
-def resized_line(resized: int, origin: Origin) -> str:
+def _resized(origin: Origin) -> str:
     """What to say of images that had another size."""
     size = origin.image_size
     return (
-        f"{resized:,} of the {sum(origin.images.values()):,} pictures were resized to "
+        f"{origin.resized:,} of the {sum(origin.images.values()):,} pictures were resized to "
         f"{size}x{size}, of those that are not square the middle; data.image_size sets the size"
     )
 

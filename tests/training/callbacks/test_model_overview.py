@@ -37,7 +37,8 @@ def begin(run: Path, network: nn.Module, *, graph: bool = True, resumed: int | N
     board = TensorBoard(save_dir=run)
     if resumed is not None:
         board.resume(resumed)
-    trainer: Any = SimpleNamespace(loggers=[board], global_step=40)
+    data = SimpleNamespace(dataset=SimpleNamespace(image_size=(3, 32, 32)))
+    trainer: Any = SimpleNamespace(loggers=[board], global_step=40, datamodule=data)
     module: Any = SimpleNamespace(network=network, hparams={"config": CONFIG})
     overview = ModelOverview(graph=graph)
     overview.on_fit_start(trainer, module)

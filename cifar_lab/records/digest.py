@@ -11,16 +11,41 @@ from typing import Any
 NOT_IDENTITY = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
-    "steps_per_call",
+    *("monitors", "steps_per_call"),
+    # of a sweep; a run's configuration held them in versions before 0.4
     *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
 )
+# Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
+# runs of older versions are found again.
+MOVED = {
+    "cifar_lab.training.checkpoints": "cifar_lab.training.callbacks.checkpoints",
+    "cifar_lab.training.ema": "cifar_lab.training.callbacks.ema",
+    "cifar_lab.training.grad_norm": "cifar_lab.training.callbacks.grad_norm",
+    "cifar_lab.training.overview": "cifar_lab.training.callbacks.model_overview",
+    "cifar_lab.training.pictures": "cifar_lab.training.callbacks.test_figures",
+    "cifar_lab.training.progress": "cifar_lab.training.callbacks.progress",
+    "cifar_lab.training.metrics_csv": "cifar_lab.training.loggers.metrics_csv",
+    "cifar_lab.training.tensorboard": "cifar_lab.training.loggers.tensorboard",
+}
+_BEFORE = {now: before for before, now in MOVED.items()}
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of what decides a run's result: the configuration without `NOT_IDENTITY`."""
-    identity = {key: value for key, value in flatten(config) if not is_no_identity(key)}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(identity_of(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's result, by dotted key; whichever version wrote the configuration."""
+    return {k: _as_before(k, v) for k, v in flatten(config) if not is_no_identity(k)}
+
+
+def _as_before(key: str, value: Any) -> Any:
+    if key.rpartition(".")[2] != "_target_" or not isinstance(value, str):
+        return value
+    module, dot, name = value.rpartition(".")
+    return f"{_BEFORE.get(module, module)}{dot}{name}"
 
 
 def run_digest(config_digest: str, images: str) -> str:

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from cifar_lab.config.compose import plain, run_config
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import locate, makes_scheduler, settings_beside
@@ -144,17 +142,16 @@ def _advice(node: DictConfig, classes: int) -> str:
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
-        for name, node in (cfg.logger or {}).items()
-        if node is not None
+        for name, node in resolved["logger"].items()
     ]
     callbacks = [
-        _build(f"callbacks.{name}", node)
-        for name, node in (cfg.callbacks or {}).items()
-        if node is not None
+        _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
     ]
     trainer: Trainer = _build(
         "trainer",
-        cfg.trainer,
+        resolved["trainer"],
         plugins=_plugins(cfg),
         callbacks=callbacks,
         logger=loggers or False,
@@ -250,11 +247,11 @@ def _factory(group: str, cfg: DictConfig) -> partial[Any]:
     target = locate(group, cfg[group]["_target_"])
     ours = (*settings_beside(group, target), "_partial_")
     node = {key: value for key, value in plain(cfg[group]).items() if key not in ours}
-    factory: partial[Any] = _build(group, OmegaConf.create({**node, "_partial_": True}))
+    factory: partial[Any] = _build(group, {**node, "_partial_": True})
     return factory
 
 
-def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
+def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
     """Instantiates the node with plain containers, then calls it with what only the door has."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -311,7 +308,7 @@ def spoken() -> Iterator[None]:
         data_log.setLevel(level)
 
 
-def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
+def _save_dir(node: dict[str, Any], run_dir: Path) -> dict[str, str]:
     import inspect
 
     target = locate("logger", node["_target_"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import config_digest, flatten, is_no_identity, same_images
+from cifar_lab.records.digest import config_digest, identity_of, same_images
 from cifar_lab.records.record import FILE_NAME, read_record
 
 
@@ -127,12 +127,8 @@ def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) ->
     """
     if record["config_digest"] == config_digest(config):
         return 0
-    old, new = dict(flatten(record["config"])), dict(flatten(config))
-    differing = [
-        key
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not is_no_identity(key)
-    ]
+    old, new = identity_of(record["config"]), identity_of(config)
+    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if not differing:  # a key that is new here, and null
         return 0
     epochs_key = "trainer.max_epochs"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
-from cifar_lab.config.overrides import check_merged, with_none
+from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.errors import Interrupted, JobFailed
 from cifar_lab.sweep.folder import record_of
 from cifar_lab.sweep.launch import print_continue
@@ -43,7 +43,7 @@ def run_grid(
     """
     from omegaconf import OmegaConf
 
-    jobs = [with_none(overrides) for overrides in batch]
+    jobs = [normalized(overrides) for overrides in batch]
     swept = varying(jobs)
     labels = [{key: value for key, value in map(split, job) if key in swept} for job in jobs]
     folders = [

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.messages import COMPOSING_RAISES, explain
 from cifar_lab.config.names import job_words
-from cifar_lab.config.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
+from cifar_lab.config.overrides import check_merged, is_of_the_sweep, normalized
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest, run_digest
 from cifar_lab.sweep.compose import Composer
@@ -68,10 +68,10 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     Raises:
         InputError: what `config.compose` refuses, with the point's name before it.
     """
-    overrides = with_none(overrides)
+    overrides = normalized(overrides)
     values = dict(split(override) for override in overrides)
     chosen = {key.lstrip("+~"): values[key] for key in composer.swept}
-    if of_the_sweep := sorted(set(chosen) & {*OF_THE_SWEEP, "sweep"}):
+    if of_the_sweep := sorted(k for k in chosen if k == "sweep" or k.startswith("sweep.")):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
         cfg = composer.compose(overrides)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cifar_lab.records.digest import NOT_IDENTITY, digest, flatten, is_no_identity
+from cifar_lab.records.digest import NOT_IDENTITY, config_digest, flatten, is_no_identity
 
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -45,31 +45,33 @@ def test_flattening_gives_every_leaf_its_dotted_key() -> None:
 
 @pytest.mark.parametrize("key", [key for key, _ in flatten(CONFIG)])
 def test_whatever_decides_a_result_changes_the_digest(key: str) -> None:
-    before = digest(CONFIG)
-    assert digest(changed(key, "another")) != before
-    assert digest(changed(f"{key}_2", "new")) != before
+    before = config_digest(CONFIG)
+    assert config_digest(changed(key, "another")) != before
+    assert config_digest(changed(f"{key}_2", "new")) != before
 
 
 @pytest.mark.parametrize("key", NOT_IDENTITY)
 def test_what_decides_none_does_not(key: str) -> None:
-    before = digest(CONFIG)
+    before = config_digest(CONFIG)
     assert is_no_identity(key)
-    assert digest(changed(key, "anything")) == before
-    assert digest(changed(f"{key}.below", "anything")) == before
+    assert config_digest(changed(key, "anything")) == before
+    assert config_digest(changed(f"{key}.below", "anything")) == before
     # a name that only begins so is another key
     assert not is_no_identity(f"{key}_2")
-    assert digest(changed(f"{key}_2", "anything")) != before
+    assert config_digest(changed(f"{key}_2", "anything")) != before
 
 
 def test_the_order_of_keys_is_no_part_of_it_but_that_of_values_is() -> None:
     turned = {key: CONFIG[key] for key in reversed(CONFIG)}
     turned["optimizer"] = {"groups": {"bias": {"lr": 6.4}}, "lr": 0.1}
-    assert digest(turned) == digest(CONFIG)
-    assert digest(changed("model.num_blocks", [2, 1])) != digest(CONFIG)
-    assert len({digest(changed("seed", value)) for value in (3, "3", 3.5, None, [3])}) == 5
+    assert config_digest(turned) == config_digest(CONFIG)
+    assert config_digest(changed("model.num_blocks", [2, 1])) != config_digest(CONFIG)
+    assert len({config_digest(changed("seed", value)) for value in (3, "3", 3.5, None, [3])}) == 5
 
 
 def test_the_digest_is_what_it_was() -> None:
     # it stands in every run.json and in the folders' names of sweeps: were it another, finished
     # runs would not be found again
-    assert digest(CONFIG) == "9a7106c2b365f3f4ae89cacbe51f72ee5fab1ab0caf500aca4c8fa1cd620673a"
+    assert (
+        config_digest(CONFIG) == "9a7106c2b365f3f4ae89cacbe51f72ee5fab1ab0caf500aca4c8fa1cd620673a"
+    )

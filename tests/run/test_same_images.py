@@ -21,7 +21,7 @@ Lab = Callable[..., tuple[int, str, str]]
 BASE = (
     *("data=cifar10", "data.batch_size=5", "model=resnet10", "model.num_blocks=[1]"),
     *("model.width=4", "trainer=cpu", "threads=1", "scheduler=constant"),
-    *("callbacks=checkpoints", "logger=csv"),
+    *("callbacks=checkpoints", "monitors=none", "logger=csv"),
 )
 OFFLINE = (*BASE, "data.offline=true", "data.val_size=5")
 RUN = (*OFFLINE, "trainer.max_epochs=2")

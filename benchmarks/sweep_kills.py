@@ -31,7 +31,14 @@ KINDS = ("job", "any process", "supervisor", "everything")
 JOB = (
     *("data=synthetic", "data.train_size=1000", "data.test_size=200", "data.val_size=200"),
     *("data.batch_size=20", "model=resnet10", "model.num_blocks=[1,1]", "model.width=4"),
-    *("trainer=cpu", "trainer.max_epochs=4", "callbacks=checkpoints", "threads=1", "report=false"),
+    *(
+        "trainer=cpu",
+        "trainer.max_epochs=4",
+        "callbacks=checkpoints",
+        "monitors=none",
+        "threads=1",
+        "sweep.report=false",
+    ),
 )
 
 

@@ -27,18 +27,36 @@ _LRS = "optimizer.lr=0.001,0.003,0.01,0.02,0.05,0.1,0.2,0.4"
 PRESETS: dict[str, tuple[str, ...]] = {
     "cpu": (
         *("data=synthetic", "data.train_size=6000", "data.test_size=1000", "data.val_size=1000"),
-        *("data.batch_size=100", "trainer=cpu", "trainer.max_epochs=1", "callbacks=checkpoints"),
+        *(
+            "data.batch_size=100",
+            "trainer=cpu",
+            "trainer.max_epochs=1",
+            "callbacks=checkpoints",
+            "monitors=none",
+        ),
         *("model=resnet10", "model.width=8", _LRS),
         "model.num_blocks=[1],[1,1],[1,1,1],[1,1,1,1]",
     ),
     "gpu": (
         *("data=synthetic", "data.train_size=50000", "data.val_size=5000", "data.batch_size=500"),
-        *("model=cnn", "trainer=gpu", "trainer.max_epochs=2", "callbacks=checkpoints"),
-        *(_LRS, "seed=0,1,2,3", "slots=4"),
+        *(
+            "model=cnn",
+            "trainer=gpu",
+            "trainer.max_epochs=2",
+            "callbacks=checkpoints",
+            "monitors=none",
+        ),
+        *(_LRS, "seed=0,1,2,3", "sweep.slots=4"),
     ),
     "quick": (
         *("data=synthetic", "data.train_size=600", "data.test_size=200", "data.val_size=200"),
-        *("data.batch_size=50", "trainer=cpu", "trainer.max_epochs=1", "callbacks=checkpoints"),
+        *(
+            "data.batch_size=50",
+            "trainer=cpu",
+            "trainer.max_epochs=1",
+            "callbacks=checkpoints",
+            "monitors=none",
+        ),
         *("model=resnet10", "model.width=4", "model.num_blocks=[1]", "seed=0,1,2,3"),
     ),
 }
@@ -55,7 +73,7 @@ def sweep(preset: str, launcher: str, folder: Path) -> dict[str, float]:
         over all but each slot's first. The time from the last trial's end in that slot counts.
     """
     command = [sys.executable, "-m", "cifar_lab", "-m", *PRESETS[preset]]
-    command += [f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}", "report=false"]
+    command += [f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}", "sweep.report=false"]
     began, started = time.time(), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     wall_s = time.perf_counter() - started

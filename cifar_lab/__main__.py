@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
+        from cifar_lab.config.overrides import flags_first
+
         world = processes.settle()
+        arguments = flags_first(arguments)
         if world.launcher != "lightning":  # which repeats hydra.run.dir when it starts a process
             arguments = _checked(arguments)
         if any(argument.startswith("-") for argument in arguments):
@@ -65,14 +68,13 @@ def _home(argument: str) -> str:
 
 
 def _checked(arguments: list[str]) -> list[str]:
-    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored.
-
-    Where ``-m`` stands is left to the person.
-    """
-    from cifar_lab.config.overrides import check_mode, check_unique
+    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
+    from cifar_lab.config.overrides import check_mode, check_renamed, check_unique
 
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
+    for override in overrides:
+        check_renamed(override)
     check_unique(overrides)
     if not flags and "hydra.mode=MULTIRUN" in overrides:
         overrides.remove("hydra.mode=MULTIRUN")
@@ -127,7 +129,7 @@ def _through_hydra(arguments: list[str]) -> int:
         typed_overrides,
     )
     from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
-    from cifar_lab.config.overrides import with_none
+    from cifar_lab.config.overrides import normalized
     from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 
     gc.enable()  # a sweep's supervisor lives long, and composes all the while
@@ -173,7 +175,7 @@ def _through_hydra(arguments: list[str]) -> int:
             raise JobFailed(reason or f"exit status {status}", str(run_dir))
 
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    arguments = with_none(arguments)
+    arguments = normalized(arguments)
     sys.argv = [argv[0], *arguments, *searchpath_override(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
     try:

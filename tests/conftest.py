@@ -81,6 +81,7 @@ TINY = (
     "model.width=4",
     "trainer=cpu",
     "callbacks=checkpoints",
+    "monitors=none",
     "trainer.max_epochs=2",
 )
 

@@ -130,7 +130,7 @@ def test_help_names_every_group_and_an_example(lab: Lab) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    status, out, err = _child(*TINY, "callbacks=default", f"hydra.run.dir={folder}/run", cwd=folder)
+    status, out, err = _child(*TINY, "monitors=default", f"hydra.run.dir={folder}/run", cwd=folder)
     assert status == 0, err
     assert "test accuracy" in out
     assert err == ""  # no terminal: no bar, and no noise from the libraries
@@ -177,7 +177,7 @@ def test_metrics_csv_has_a_row_for_every_epoch(finished: Path) -> None:
 
 def test_a_finished_run_is_returned_at_once(finished: Path, lab: Lab) -> None:
     before = (finished / "run.json").read_bytes()
-    status, out, _ = lab(*TINY, "callbacks=default", f"hydra.run.dir={finished}")
+    status, out, _ = lab(*TINY, "monitors=default", f"hydra.run.dir={finished}")
     assert status == 0
     assert "test accuracy" in out
     assert (finished / "run.json").read_bytes() == before
@@ -187,9 +187,7 @@ def test_another_configuration_in_the_same_folder_is_refused_by_name(
     finished: Path, lab: Lab
 ) -> None:
     before = (finished / "run.json").read_bytes()
-    status, _, err = lab(
-        *TINY, "callbacks=default", "optimizer.lr=0.5", f"hydra.run.dir={finished}"
-    )
+    status, _, err = lab(*TINY, "monitors=default", "optimizer.lr=0.5", f"hydra.run.dir={finished}")
     assert status == 2
     assert "optimizer.lr (0.03 there, 0.5 here)" in err
     assert (finished / "run.json").read_bytes() == before

@@ -63,7 +63,7 @@ def command(folder: Path, *arguments: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The records of a sweep of four jobs and of a run that was continued, by short name."""
     folder = tmp_path_factory.mktemp("lab")
-    command(folder, "-m", *RUN, *SWEPT, "slots=1")
+    command(folder, "-m", *RUN, *SWEPT, "sweep.slots=1")
     for epochs in (2, 3):
         longer = (f"trainer.max_epochs={epochs}", "scheduler=constant")
         command(folder, *RUN, *longer, "seed=7", "hydra.run.dir=outputs/longer")

@@ -21,12 +21,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
-from cifar_lab.config.overrides import check_merged, with_none
-from cifar_lab.config.schema import CONFIG_NAME, Root, conf_dir
+from cifar_lab.config.overrides import check_merged, normalized
+from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 
-# Groups of parts, each under a name of its own: `callbacks.pictures=null` leaves one out.
-PARTS_LEFT_OUT_BY_NULL = ("callbacks", "logger")
+# Groups of parts, each under a name of its own: `monitors.progress=null` leaves one out.
+PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
+# Of Hydra and of a sweep, and of no run.
+_OF_NO_RUN = ("hydra", "sweep")
 
 
 def register() -> None:
@@ -57,7 +59,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """
     register()
     GlobalHydra.instance().clear()
-    overrides = [*with_none(overrides), *searchpath_override(overrides)]
+    overrides = [*normalized(overrides), *searchpath_override(overrides)]
     # not as a context: the loader stays for the job that runs under it
     initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
     try:
@@ -82,13 +84,13 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def run_config(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration without Hydra's own node.
+    """The resolved configuration of a run, without Hydra's node and the sweep's.
 
     Raises:
         InputError: an interpolation that leads nowhere.
     """
     # key by key: a copy of all but that node takes seven times as long
-    return {str(key): _resolved(cfg, str(key)) for key in cfg if key != "hydra"}
+    return {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:
@@ -108,7 +110,7 @@ def typed_overrides(hydra: DictConfig) -> list[str]:
 
 def _resolved(cfg: DictConfig, key: str) -> Any:
     if OmegaConf.is_missing(cfg, key):
-        return MISSING
+        return {} if key in PARTS_LEFT_OUT_BY_NULL else MISSING
     try:
         value = cfg[key]
         if OmegaConf.is_config(value):
@@ -118,9 +120,11 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
         raise InputError(f"{where}: {first_line(str(error))}") from error
     if key == "optimizer" and isinstance(value, dict) and not value.get("groups", True):
         del value["groups"]  # as if there were none: two runs that are the same have one digest
+    if key == "trainer" and isinstance(value, dict):
+        default = TRAINER_DEFAULTS
+        value = {k: v for k, v in value.items() if k not in default or v != default[k]}
+    if key in PARTS_LEFT_OUT_BY_NULL and value is None:
+        return {}
     if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
         value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value
-
-
-# --- what Hydra says, in one line -------------------------------------------------------------

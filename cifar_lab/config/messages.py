@@ -50,7 +50,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
         return InputError(f"{wrong}: must be the name of an option; --help lists them")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return InputError(f"+{match.group(1)}: the key exists; give it without +")
-    patterns = (r"Could not override '([^']+)'", r"is not in struct\s+full_key: (\S+)")
+    patterns = (
+        *(r"Could not override '([^']+)'", r"is not in struct\s+full_key: (\S+)"),
+        r"Key '([^']+)' not in '\w+'",
+    )
     for pattern in patterns:
         if match := re.search(pattern, text):
             return _unknown_key(match.group(1), overrides)
@@ -100,6 +103,12 @@ def _missing_option(text: str) -> InputError | None:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
+    from cifar_lab.config.overrides import check_renamed
+
+    try:
+        check_renamed(key)  # in a file of the person's own
+    except InputError as renamed:
+        return renamed
     return InputError(f"{key}: unknown key{suggestion(key, _known_keys(overrides))}; see --help")
 
 

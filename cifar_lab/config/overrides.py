@@ -16,30 +16,66 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cifar_lab.config.schema import TRAINER_DEFAULTS
 from cifar_lab.errors import InputError
 
-# Settings of a sweep as a whole: one value for all of its jobs, and none for a run.
-OF_THE_SWEEP = ("slots", "retries", "job_timeout", "fail_fast", "report")
 # Groups that may be left out, each with an option that says so.
-_CAN_BE_NONE = ("augment", "callbacks", "logger")
-_NEEDED = ("data", "model", "loss", "optimizer", "scheduler", "trainer")
+_CAN_BE_NONE = ("augment", "callbacks", "logger", "monitors", "scheduler", "optimizer/groups")
+_NEEDED = ("data", "model", "loss", "optimizer", "trainer")
 _PRESETS = ("experiment", "sweep", "debug")
-_NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z]+)=(?:null|\{\s*\})|~(?P<removed>[a-z]+)(?:=.*)?")
+_NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z/]+)=(?:null|\{\s*\})|~(?P<removed>[a-z/]+)(?:=.*)?")
+# Keys by what they were called before, and options of `callbacks` that are monitors now.
+RENAMED = {
+    **{key: f"sweep.{key}" for key in ("slots", "retries", "job_timeout", "fail_fast", "report")},
+    "callbacks.progress": "monitors.progress",
+    "callbacks.grad_norm": "monitors.grad_norm",
+    "callbacks.overview": "monitors.model_overview",
+    "callbacks.pictures": "monitors.test_figures",
+}
+# Flags of Hydra's that are followed by a value, and those that may be.
+_WITH_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun"),
+}
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_MAYBE_WITH_VALUE = {"--info": _INFO, "-i": _INFO}
 _EMPTY = re.compile(r"\{\s*\}")
 _HYDRA_SETS = ("hydra.runtime.", "hydra.overrides.")
 
 
-def with_none(overrides: Sequence[str]) -> list[str]:
-    """The overrides with ``group=none`` for each that leaves out a group, however it is spelt.
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all flags before the overrides: argparse takes no more after a gap."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if rest and (argument in _WITH_VALUE or rest[0] in _MAYBE_WITH_VALUE.get(argument, ())):
+            flags.append(rest.pop(0))
+    return [*flags, *overrides]
 
-    ``logger=null``, ``logger={}`` and ``~logger`` are what people type; Hydra refuses the first
-    with a traceback, passes over the second, and leaves the third to whoever misses the group.
+
+def normalized(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra takes them, whichever way they are spelt.
+
+    ``group=none`` for each that leaves out a group: ``logger=null``, ``logger={}`` and ``~logger``
+    are what people type; Hydra refuses the first with a traceback, passes over the second, and
+    leaves the third to whoever misses the group. And no ``+`` before an argument of Trainer, which
+    older versions wanted.
 
     Raises:
-        InputError: a group that a run can't do without.
+        InputError: a group that a run can't do without, or a name that has been changed.
     """
     kept = []
     for override in overrides:
+        check_renamed(override)
+        added = override.removeprefix("+").partition("=")[0]
+        if added.startswith("trainer.") and added.removeprefix("trainer.") in TRAINER_DEFAULTS:
+            override = override.lstrip("+")
         match = _NOTHING.fullmatch(override)
         group = match and (match["set"] or match["removed"])
         if group in _CAN_BE_NONE:
@@ -51,6 +87,19 @@ def with_none(overrides: Sequence[str]) -> list[str]:
         else:
             kept.append(override)
     return kept
+
+
+def check_renamed(override: str) -> None:
+    """Raises InputError, with the new name, for one that has been changed."""
+    prefix = override[: len(override) - len(override.lstrip("+~"))]
+    key, equals, value = override.lstrip("+~").partition("=")
+    for before, now in RENAMED.items():
+        if key == before or key.startswith(f"{before}."):
+            changed = f"{prefix}{now}{key.removeprefix(before)}{equals}{value}"
+            raise InputError(f"{override}: is called {changed} now")
+        if key == "callbacks" and f"callbacks.{value}" == before:
+            option = now.removeprefix("monitors.")
+            raise InputError(f"{override}: is called monitors={option} now, beside callbacks=...")
 
 
 def check_unique(overrides: Sequence[str]) -> None:
@@ -125,7 +174,7 @@ def is_of_the_sweep(override: str) -> bool:
     """Whether it sets something of a sweep as a whole."""
     key = _key(override)
     ours = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
-    return key in OF_THE_SWEEP or key.startswith(ours)
+    return key.startswith(("sweep.", *ours))
 
 
 def _key(override: str) -> str:

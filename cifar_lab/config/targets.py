@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cifar_lab.config.messages import first_line, suggestion
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import flatten
+from cifar_lab.records.digest import MOVED, flatten
 
 # Arguments that the program gives when it builds a group: never in YAML.
 RUNTIME_ARGUMENTS = {
@@ -120,6 +120,10 @@ def locate(path: str, target: Any) -> Any:
     try:
         found = pkgutil.resolve_name(str(target))
     except Exception as error:
+        module, _, name = str(target).rpartition(".")
+        if module in MOVED:
+            now = f"{MOVED[module]}.{name}"
+            raise InputError(f"{path}._target_={target}: is called {now} now") from error
         raise InputError(f"{path}._target_={target}: {first_line(str(error))}") from error
     if not callable(found):
         raise InputError(f"{path}._target_={target}: is no class or function")

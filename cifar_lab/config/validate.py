@@ -6,11 +6,12 @@ Nothing is built here.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from cifar_lab.config.compose import run_config, typed_overrides
 from cifar_lab.config.messages import suggestion
@@ -37,6 +38,10 @@ def check_resolved(config: dict[str, Any]) -> None:
     for key in config:
         if key not in schema:
             raise InputError(f"{key}: unknown key{suggestion(key, sorted(schema))}; see --help")
+    for key, value in config.items():
+        if value == MISSING:
+            raise InputError(f"{key}: a run needs one; --help lists the options of {key}")
+    _check_trainer(config)
     for path, node in target_nodes(config, ""):
         check_target(path, node)
     for key, value in flatten(config):
@@ -44,6 +49,55 @@ def check_resolved(config: dict[str, Any]) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{key}={value}: must be a finite number")
     _check_ranges(config)
+
+
+def _check_trainer(config: dict[str, Any]) -> None:
+    """Arguments of Lightning's Trainer that a run can't have, each with what does it instead."""
+    trainer = config["trainer"]
+    instead = {
+        "logger": "is the group logger; logger=none for none",
+        "callbacks": "is the groups callbacks and monitors",
+        "default_root_dir": "is hydra.run.dir",
+        "barebones": (
+            "leaves out checkpoints, loggers and metrics, and with them the record of a run; use "
+            "callbacks=none monitors=none logger=none"
+        ),
+        "reload_dataloaders_every_n_epochs": (
+            "reads nothing anew: images stay in memory, and each epoch has its own order"
+        ),
+        "limit_predict_batches": "a run predicts no more than its test; use limit_test_batches",
+        "model_registry": "is of Lightning's ModelCheckpoint; checkpoints lie in the run folder",
+    }
+    for key, reason in instead.items():
+        if key in trainer:
+            raise InputError(f"trainer.{key}={json.dumps(trainer[key])}: {reason}")
+    if trainer.get("overfit_batches") and config["data"].get("shuffle", True):
+        raise InputError(
+            f"trainer.overfit_batches={trainer['overfit_batches']}: takes the same images again "
+            "and again, and they are shuffled; add data.shuffle=false, or use debug=overfit"
+        )
+    algorithm = trainer.get("gradient_clip_algorithm")
+    if algorithm is not None and trainer.get("gradient_clip_val") is None:
+        raise InputError(
+            f"trainer.gradient_clip_algorithm={algorithm}: clips nothing without "
+            "trainer.gradient_clip_val"
+        )
+    bar = any(_is_bar(node) for node in (config["monitors"] or {}).values())
+    wants = trainer.get("enable_progress_bar")
+    if wants is not None and wants != bar:
+        instead_of = "add monitors=progress" if wants else "~monitors.progress leaves it out"
+        raise InputError(f"trainer.enable_progress_bar={json.dumps(wants)}: {instead_of}")
+    keeps = bool((config["callbacks"] or {}).get("checkpoints"))
+    wants = trainer.get("enable_checkpointing")
+    if wants is not None and wants != keeps:
+        instead_of = (
+            "add callbacks=checkpoints" if wants else "~callbacks.checkpoints leaves it out"
+        )
+        raise InputError(f"trainer.enable_checkpointing={json.dumps(wants)}: {instead_of}")
+
+
+def _is_bar(node: Any) -> bool:
+    return isinstance(node, dict) and str(node.get("_target_")).endswith("ProgressBar")
 
 
 def _check_ranges(config: dict[str, Any]) -> None:
@@ -74,13 +128,8 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
     steps = config["steps_per_call"]
-    if steps < 1:
-        raise InputError(f"steps_per_call={steps}: must be at least 1")
-    for key, least in (("slots", 1), ("retries", 0)):
-        if config[key] is not None and config[key] < least:
-            raise InputError(f"{key}={config[key]}: must be at least {least}")
-    if config["job_timeout"] is not None and config["job_timeout"] <= 0:
-        raise InputError(f"job_timeout={config['job_timeout']}: must be above 0 seconds, or null")
+    if steps is None or steps < 1:
+        raise InputError(f"steps_per_call={json.dumps(steps)}: must be at least 1, the default")
     if config["seed"] < 0 or config["seed"] >= 2**32:
         raise InputError(f"seed={config['seed']}: must lie in 0..4294967295")
 
@@ -123,6 +172,10 @@ def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
     if isinstance(devices, list) and any(i >= present for i in devices):
         raise InputError(
             f"trainer.devices={devices}: this machine has {present} {unit}, counted from 0"
+        )
+    if trainer.get("sync_batchnorm") and kind != "cuda":
+        raise InputError(
+            f"trainer.sync_batchnorm=true: torch's SyncBatchNorm needs CUDA, and this is {kind}"
         )
     _check_precision(str(trainer.get("precision", "32-true")), kind)
     _check_fused(trainer, optimizer, kind)

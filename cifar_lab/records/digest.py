@@ -11,9 +11,23 @@ from typing import Any
 KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
-    "steps_per_call",
+    *("monitors", "steps_per_call"),
+    # of a sweep; a run's configuration held them in versions before 0.4
     *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
 )
+# Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
+# runs of older versions are found again.
+MOVED = {
+    "cifar_lab.training.checkpoints": "cifar_lab.training.callbacks.checkpoints",
+    "cifar_lab.training.ema": "cifar_lab.training.callbacks.ema",
+    "cifar_lab.training.grad_norm": "cifar_lab.training.callbacks.grad_norm",
+    "cifar_lab.training.overview": "cifar_lab.training.callbacks.model_overview",
+    "cifar_lab.training.pictures": "cifar_lab.training.callbacks.prediction_figures",
+    "cifar_lab.training.progress": "cifar_lab.training.callbacks.progress",
+    "cifar_lab.training.metrics_csv": "cifar_lab.training.loggers.metrics_csv",
+    "cifar_lab.training.tensorboard": "cifar_lab.training.loggers.tensorboard",
+}
+_BEFORE = {now: before for before, now in MOVED.items()}
 
 
 # Keys that are younger than some records. Null is what was before there was such a key.
@@ -21,9 +35,9 @@ NEW_AND_NULL = ("model.num_classes",)
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of what decides a run's result."""
+    """Dotted keys and values of what decides a run's result, whichever version wrote them."""
     return {
-        key: value
+        key: _as_before(key, value)
         for key, value in flatten(config)
         if not changes_no_result(key) and not (value is None and key in NEW_AND_NULL)
     }
@@ -33,6 +47,13 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of what decides a run's result (`deciding`)."""
     text = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_before(key: str, value: Any) -> Any:
+    if key.rpartition(".")[2] != "_target_" or not isinstance(value, str):
+        return value
+    module, dot, name = value.rpartition(".")
+    return f"{_BEFORE.get(module, module)}{dot}{name}"
 
 
 def run_digest(config_digest: str, images: str) -> str:

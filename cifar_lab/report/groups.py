@@ -175,7 +175,9 @@ def _label(run: Run, names: Mapping[str, str], precision: int) -> str:
 
 def _is_path(override: str) -> bool:
     """Whether an override says where something lies, not what is computed."""
-    return override.lstrip("+").startswith(("data.root=", "data.cache=", "logger=", "slots="))
+    return override.lstrip("+").startswith(
+        ("data.root=", "data.cache=", "logger=", "monitors=", "slots=")
+    )
 
 
 def _shown(key: str, value: Any, precision: int = 4) -> str:

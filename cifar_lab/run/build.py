@@ -143,7 +143,6 @@ def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    from omegaconf import OmegaConf
 
     target, given = cfg.model["_target_"], cfg.model.get("num_classes")
     classes, (_, _, width) = len(dataset.classes), dataset.image_size
@@ -179,17 +178,16 @@ def _takes(target: str) -> tuple[bool, set[str]]:
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
-        for name, node in (cfg.logger or {}).items()
-        if node is not None
+        for name, node in resolved["logger"].items()
     ]
     callbacks = [
-        _build(f"callbacks.{name}", node)
-        for name, node in (cfg.callbacks or {}).items()
-        if node is not None
+        _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
     ]
     trainer: Trainer = _build(
         "trainer",
-        cfg.trainer,
+        resolved["trainer"],
         plugins=_plugins(cfg),
         callbacks=callbacks,
         logger=loggers or False,
@@ -285,11 +283,11 @@ def _factory(group: str, cfg: DictConfig) -> partial[Any]:
     target = locate(group, cfg[group]["_target_"])
     ours = (*settings_beside(group, target), "_partial_")
     node = {key: value for key, value in plain(cfg[group]).items() if key not in ours}
-    factory: partial[Any] = _build(group, OmegaConf.create({**node, "_partial_": True}))
+    factory: partial[Any] = _build(group, {**node, "_partial_": True})
     return factory
 
 
-def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
+def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
     """Instantiates the node with plain containers, then calls it with what only the program has."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -346,7 +344,7 @@ def log_to_stderr() -> Iterator[None]:
         data_log.setLevel(level)
 
 
-def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
+def _save_dir(node: dict[str, Any], run_dir: Path) -> dict[str, str]:
     import inspect
 
     target = locate("logger", node["_target_"])

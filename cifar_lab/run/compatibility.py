@@ -59,6 +59,7 @@ def check(config: dict[str, Any]) -> None:
         first, second = checkpoints[:2]
         raise InputError(f"{second.path}: {first.path} keeps the checkpoints; leave one of them")
     for callback in callbacks:
+        _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
         if isinstance(callback.argument("monitor"), str):
@@ -72,10 +73,23 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _callbacks(config: dict[str, Any]) -> Iterator[_Callback]:
-    for name, node in (config["callbacks"] or {}).items():
-        if isinstance(node, dict) and "_target_" in node:
-            path = f"callbacks.{name}"
-            yield _Callback(path, locate(path, node["_target_"]), node)
+    for group in ("callbacks", "monitors"):
+        for name, node in config[group].items():
+            if isinstance(node, dict) and "_target_" in node:
+                path = f"{group}.{name}"
+                yield _Callback(path, locate(path, node["_target_"]), node)
+
+
+def _check_monitor_changes_nothing(callback: _Callback) -> None:
+    """Refuses among the monitors, which are no part of a run's digest, what changes results."""
+    from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer, WeightAveraging
+
+    changes = callback.is_a(Checkpoint, EarlyStopping, Timer, WeightAveraging)
+    if callback.path.startswith("monitors.") and changes:
+        raise InputError(
+            f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
+            f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
+        )
 
 
 # --- callbacks that change what was configured ---------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import changes_no_result, config_digest, flatten
+from cifar_lab.records.digest import config_digest, deciding
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 
@@ -125,12 +125,8 @@ def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
     """
     if record.config_digest == config_digest(config):
         return 0
-    old, new = dict(flatten(record.config or {})), dict(flatten(config))
-    differing = [
-        key
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not changes_no_result(key)
-    ]
+    old, new = deciding(record.config or {}), deciding(config)
+    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if not differing:  # a key that is new here, and null
         return 0
     epochs_key = "trainer.max_epochs"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
-from cifar_lab.config.overrides import check_merged, with_none
+from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.errors import Interrupted, JobFailed
 from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.launch import print_continue
@@ -47,7 +47,7 @@ def run_grid(
     labels = [
         {key.lstrip("+~"): value for key, value in map(split, job) if key in swept} for job in batch
     ]
-    jobs = [with_none(overrides) for overrides in batch]
+    jobs = [normalized(overrides) for overrides in batch]
     folders = [
         _folder(master, loader, job, number, label)
         for number, (job, label) in enumerate(zip(jobs, labels, strict=True))

@@ -61,6 +61,23 @@ class GridSource:
         """The list stays as it is."""
 
 
+def check_settings(master: DictConfig) -> None:
+    """Raises InputError for a setting that is out of range, or of a search where there is none."""
+    sweep = master.sweep
+    for key, least in (("slots", 1), ("retries", 0)):
+        if sweep[key] is not None and sweep[key] < least:
+            raise InputError(f"sweep.{key}={sweep[key]}: must be at least {least}")
+    if sweep.job_timeout is not None and sweep.job_timeout <= 0:
+        raise InputError(
+            f"sweep.job_timeout={sweep.job_timeout}: must be above 0 seconds, or null for no bound"
+        )
+    every = ("slots", "retries", "job_timeout", "fail_fast", "report")
+    searched = [key for key in sweep if key not in every and sweep[key] is not None]
+    if sweep.sampler is None and searched:
+        key = searched[0]
+        raise InputError(f"sweep.{key}={sweep[key]}: is of a search; add sweep=optuna")
+
+
 def run_grid(
     master: DictConfig,
     loader: ConfigLoader,
@@ -80,19 +97,20 @@ def run_grid(
         InputError: a point that can't be composed or built, or a folder in use; nothing has run.
         Interrupted: stopped; the command that continues has been printed.
     """
+    check_settings(master)
     composer = Composer(loader, master, varying(batch) if swept is None else swept)
     composed = [compose_point(composer, overrides) for overrides in batch]
     folder = SweepFolder(Path(master.hydra.sweep.dir))
     # before anything is checked: what has ended needs none, and threads belong to the digest;
     # in a new folder as if on a CPU, while the fork server is still importing
     known, on_cpu = folder.threads(), Findings([], "cpu", 1, 1)
-    threads = known or _threads(make_slots(on_cpu, master.slots, most=len(batch)))
+    threads = known or _threads(make_slots(on_cpu, master.sweep.slots, most=len(batch)))
     points = [with_threads(point, threads) for point in composed]
     images = {} if known is None else _settled(folder, points)
     asked = [i for i in range(len(points)) if i not in images]
     findings = check_points([points[i] for i in asked]) if asked else on_cpu
     images |= zip(asked, findings.images, strict=True)
-    slots = make_slots(findings, master.slots, most=len(batch))
+    slots = make_slots(findings, master.sweep.slots, most=len(batch))
     if known is None and threads != _threads(slots):
         threads = _threads(slots)
         points = [with_threads(point, threads) for point in composed]
@@ -121,6 +139,7 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     from cifar_lab.sweep import search
     from cifar_lab.sweep.space import parse_space
 
+    check_settings(master)
     container = OmegaConf.to_container(master.sweep, resolve=True)
     assert isinstance(container, dict)
     settings = {str(key): value for key, value in container.items()}
@@ -133,7 +152,7 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     composer = Composer(loader, master, keys)
     probes = [compose_point(composer, space.overrides(values)) for values in space.probes()]
     findings = check_points(probes)
-    slots = make_slots(findings, master.slots, most=settings["n_trials"])
+    slots = make_slots(findings, master.sweep.slots, most=settings["n_trials"])
     threads = folder.threads() or _threads(slots)
 
     images = {data_key(p.config): d for p, d in zip(probes, findings.images, strict=True)}
@@ -184,9 +203,9 @@ def run_jobs(
         slots=slots,
         source=source,
         view=view,
-        retries=master.retries,
-        job_timeout_s=master.job_timeout,
-        fail_fast=master.fail_fast,
+        retries=master.sweep.retries,
+        job_timeout_s=master.sweep.job_timeout,
+        fail_fast=master.sweep.fail_fast,
     )
     try:
         with view:
@@ -198,7 +217,7 @@ def run_jobs(
         raise
     failed = _print_failures(jobs)
     print(f"results: {folder.path / 'results.csv'}", flush=True)
-    if master.report:
+    if master.sweep.report:
         write_report(folder.path)
     if any(job.status in ("queued", "interrupted") for job in jobs):
         print_continue(folder.path)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.messages import COMPOSING_RAISES, explain
 from cifar_lab.config.names import job_words
-from cifar_lab.config.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
+from cifar_lab.config.overrides import check_merged, is_of_the_sweep, normalized
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest, run_digest
 from cifar_lab.records.record import command_line
@@ -82,8 +82,8 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     """
     values = dict(map(split, overrides))
     chosen = {key.lstrip("+~"): values[key] for key in composer.swept}
-    overrides = with_none(overrides)
-    if of_the_sweep := sorted(set(chosen) & {*OF_THE_SWEEP, "sweep"}):
+    overrides = normalized(overrides)
+    if of_the_sweep := sorted(k for k in chosen if k == "sweep" or k.startswith("sweep.")):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
         cfg = composer.compose(overrides)

@@ -232,7 +232,9 @@ class Supervisor:
         elif running.stop == "pruned":
             self._settle(job, "pruned", None)
         elif running.stop == "timeout":
-            self._settle(job, "failed", f"job_timeout={self._timeout_s}: took longer, was stopped")
+            self._settle(
+                job, "failed", f"sweep.job_timeout={self._timeout_s}: took longer, was stopped"
+            )
         elif ending == "failed":
             job.status, job.error = "failed", str(error)
             if self._stopping is None and _memory_ran_out(job.error) and self._may_retry(job):

@@ -133,8 +133,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-m",
         *TINY,
         "threads=1",
-        "slots=1",
-        "report=false",
+        "sweep.slots=1",
+        "sweep.report=false",
     ]
     swept = ["optimizer.lr=0.03,0.3", "model.num_blocks=[1],[1,1]", "seed=0,1"]
     environ = environment(XDG_CACHE_HOME=str(folder / "cache"))

@@ -97,7 +97,7 @@ def test_interrupted_in_the_test_repeats_only_the_test(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_in(monkeypatch, "test_step", 1)
-    early = ("callbacks=early_stopping", "~callbacks.progress", "~callbacks.pictures")
+    early = ("callbacks=early_stopping",)
     arguments = (
         *SMALL,
         *early,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import TINY
 
-SMALL = (*TINY, "trainer.max_epochs=1", "logger=csv", "report=false")
+SMALL = (*TINY, "trainer.max_epochs=1", "logger=csv", "sweep.report=false")
 
 FATES = '''
 import os, signal, sys, time

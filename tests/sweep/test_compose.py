@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_lab.config.compose import run_config
+from cifar_lab.config.schema import TRAINER_DEFAULTS
 from cifar_lab.sweep.compose import Composer
 from tests.support.hydra import hydra_of
 
@@ -86,12 +87,14 @@ def test_a_composed_copy_is_what_hydra_composes(
     assert counting.asked == by_hydra
 
 
-def test_a_run_config_is_everything_but_hydras_node() -> None:
+def test_a_run_config_is_everything_but_what_is_of_no_run_or_left_at_its_default() -> None:
     loader, master = hydra_of()
     cfg = loader.load_sweep_config(master, [*FIXED[:2], "optimizer.lr=${optimizer.weight_decay}"])
     bare = cfg.copy()
     with open_dict(bare):
-        del bare["hydra"]
+        del bare["hydra"], bare["sweep"], bare.optimizer["groups"]
+        for key in TRAINER_DEFAULTS:
+            del bare.trainer[key]
     expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)
     assert isinstance(expected, dict)
     assert list(run_config(cfg).items()) == list(expected.items())

@@ -29,7 +29,7 @@ from tests.support.images import write_zip
 from tests.support.own_images import OFFLINE, RUN, change, replace_in_place
 
 Lab = Callable[..., tuple[int, str, str]]
-SWEEP = ("-m", *OFFLINE, "trainer.max_epochs=1", "report=false", "hydra.sweep.dir=sweep")
+SWEEP = ("-m", *OFFLINE, "trainer.max_epochs=1", "sweep.report=false", "hydra.sweep.dir=sweep")
 
 
 def records_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -138,7 +138,13 @@ def test_a_bad_trial_is_pruned_a_diverged_one_is_worst_and_its_record_says_so(
 ) -> None:
     status, _, err = lab(
         *("-m", "sweep=optuna", *TINY, "trainer.max_epochs=12", "data.batch_size=20"),
-        *("sweep.sampler=grid", "sweep.pruner=asha", "sweep.min_epochs=3", "slots=1", "threads=1"),
+        *(
+            "sweep.sampler=grid",
+            "sweep.pruner=asha",
+            "sweep.min_epochs=3",
+            "sweep.slots=1",
+            "threads=1",
+        ),
         *(f"{LR}=0.05,1e30,1e-9", "hydra.sweep.dir=sweep"),
     )
     assert status == 1  # the one that diverged

@@ -300,7 +300,7 @@ def test_what_a_lost_process_started_ends_with_it(run: Any) -> None:
 def test_a_job_that_takes_too_long_is_told_to_stop_and_is_no_longer_tried(run: Any) -> None:
     jobs: Jobs = run({"job": "sleep 60", "other": record("finished")}, retries=3, job_timeout_s=0.1)
     assert jobs.attempts("job") == 1
-    assert jobs.jobs["job"].error == "job_timeout=0.1: took longer, was stopped"
+    assert jobs.jobs["job"].error == "sweep.job_timeout=0.1: took longer, was stopped"
     assert jobs.ends == [("job", "failed"), ("other", "finished")]
 
 
@@ -311,7 +311,7 @@ def test_a_job_that_does_not_stop_is_killed_five_seconds_after_a_timeout(
     jobs: Jobs = run({"job": HANG}, job_timeout_s=100.0, before=clock.drives)
     assert clock.killed - clock.asked == pytest.approx(5, abs=1)
     assert 100 < clock.asked <= 102
-    assert jobs.jobs["job"].error == "job_timeout=100.0: took longer, was stopped"
+    assert jobs.jobs["job"].error == "sweep.job_timeout=100.0: took longer, was stopped"
 
 
 def test_a_job_that_is_not_worth_its_time_has_thirty_seconds_to_save(

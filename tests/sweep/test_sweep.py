@@ -80,7 +80,7 @@ def test_a_job_equals_the_run_alone_whatever_ran_before_it(
 ) -> None:
     arguments = (*TINY, "threads=1", FATE)
     status, _, err = lab(
-        "-m", *arguments, f"{fates}=spoil,nothing", "slots=1", "hydra.sweep.dir=sweep"
+        "-m", *arguments, f"{fates}=spoil,nothing", "sweep.slots=1", "hydra.sweep.dir=sweep"
     )
     assert status == 0, err
     alone = subprocess.run(
@@ -108,10 +108,10 @@ WRONG = [
     (["optimizer.lr=0.01,-1", "seed=0,1"], ["optimizer.lr=-1", "above 0", "1 further"]),
     (["model.num_blocks=[1,1],[2,0]"], ["model.num_blocks=[2,0]", "at least 1"]),
     (["modle=cnn,resnet10"], ["modle=cnn", "did you mean model?"]),
-    (["slots=1,2"], ["slots", "whole sweep"]),
-    (["slots=0", "seed=0,1"], ["slots=0", "at least 1"]),
-    (["retries=-1", "seed=0,1"], ["retries=-1"]),
-    (["job_timeout=0", "seed=0,1"], ["job_timeout=0"]),
+    (["sweep.slots=1,2"], ["sweep.slots", "whole sweep"]),
+    (["sweep.slots=0", "seed=0,1"], ["sweep.slots=0", "at least 1"]),
+    (["sweep.retries=-1", "seed=0,1"], ["sweep.retries=-1"]),
+    (["sweep.job_timeout=0", "seed=0,1"], ["sweep.job_timeout=0"]),
     (["optimizer=glob(q*)"], ["optimizer", "no values"]),
     (["optimizer.lr=interval(0.1,1)"], ["optimizer.lr", "sweep=optuna"]),
     (["hydra.sweep.dir=newest"], ["newest", "holds no sweep"]),
@@ -167,7 +167,7 @@ def test_a_job_that_hangs_is_stopped_and_fail_fast_stops_the_rest(
 ) -> None:
     status, _, err = lab(
         *("-m", *SMALL, FATE, f"{fates}=hang", "seed=0,1,2", "hydra.sweep.dir=sweep"),
-        *("job_timeout=2", "fail_fast=true", "slots=1"),
+        *("sweep.job_timeout=2", "sweep.fail_fast=true", "sweep.slots=1"),
     )
     assert status == 1
     (record,) = jobs_of(tmp_path / "sweep").values()
@@ -180,7 +180,7 @@ def test_a_sweep_ends_with_its_report_and_a_report_that_fails_changes_nothing(
     lab: Lab, tmp_path: Path
 ) -> None:
     sweep = ("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=sweep")
-    status, out, err = lab(*sweep, "report=true")
+    status, out, err = lab(*sweep, "sweep.report=true")
     assert status == 0, err
     page = tmp_path / "sweep" / "report" / "report.html"
     assert str(page) in out
@@ -190,7 +190,7 @@ def test_a_sweep_ends_with_its_report_and_a_report_that_fails_changes_nothing(
     assert "2 ended before" in out  # the switch is no part of a run's digest
     shutil.rmtree(page.parent)
     page.parent.touch()
-    status, _, err = lab(*sweep, "report=true")
+    status, _, err = lab(*sweep, "sweep.report=true")
     assert status == 0
     assert len(err.strip().splitlines()) == 1
     assert err.startswith("cifar_lab: no report was written: ")
@@ -270,7 +270,7 @@ def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_of_a_job_run_that_job(tmp_path: Path, lab: Lab) -> None:
     status, _, err = lab(
-        *("-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1", "slots=1"),
+        *("-m", *TINY, "trainer=ddp", "trainer.accelerator=cpu", "seed=0,1", "sweep.slots=1"),
         "hydra.sweep.dir=sweep",
     )
     assert status == 0, err

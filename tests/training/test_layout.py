@@ -273,7 +273,7 @@ def test_a_departure_outlives_a_stop(
         ("trainer.limit_train_batches=3", "trainer.accumulate_grad_batches=2"),
         ("+trainer.val_check_interval=3",),
         ("scheduler=onecycle",),
-        ("callbacks=ema", "~callbacks.progress", "~callbacks.pictures"),
+        ("callbacks=ema",),
         ("data.val_size=0", "data.loader=torchvision", "data.workers=0", "augment=none"),
     ],
     ids=str,
@@ -292,7 +292,7 @@ def test_a_run_as_configured_departs_in_nothing(
 
 
 def test_stopped_early_the_record_has_both_lengths(lab: Lab, tmp_path: Path) -> None:
-    early = ("callbacks=early_stopping", "~callbacks.progress", "~callbacks.pictures")
+    early = ("callbacks=early_stopping",)
     status, out, err = lab(
         *SMALL,
         *(*early, "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=1"),

@@ -35,8 +35,12 @@ from tests.conftest import TINY, record_of
 Lab = Callable[..., tuple[int, str, str]]
 
 SMALL = (
-    *(a for a in TINY if not a.startswith(("callbacks", "model", "data", "trainer.max"))),
-    *("~callbacks.progress", "model=cnn", "model.width=4", "trainer.max_epochs=1", "threads=1"),
+    *(
+        a
+        for a in TINY
+        if not a.startswith(("callbacks", "monitors", "model", "data", "trainer.max"))
+    ),
+    *("~monitors.progress", "model=cnn", "model.width=4", "trainer.max_epochs=1", "threads=1"),
     *("data=synthetic", "data.batch_size=50", "data.val_size=50"),
 )
 TEN = ("data.train_size=150", "data.test_size=100")

@@ -24,8 +24,7 @@ from tests.support.runs import SMALL, same, stop_at, stop_in
 Lab = Callable[..., tuple[int, str, str]]
 # 8 steps an epoch, 4 batches of held-out images
 BARE = tuple(a for a in SMALL if not a.startswith("callbacks"))
-EMA = (*BARE, "callbacks=ema", "callbacks.ema.decay=0.5", "~callbacks.progress")
-EMA = (*EMA, "~callbacks.pictures", "~callbacks.overview")
+EMA = (*BARE, "callbacks=ema", "callbacks.ema.decay=0.5")
 
 
 class Scripted(Callback):
@@ -359,7 +358,7 @@ def test_a_fit_without_a_step_is_not_tested(
 
 # --- refused before anything is on disk -----------------------------------------------------------
 
-EARLY = ("callbacks=early_stopping", "~callbacks.progress", "~callbacks.pictures")
+EARLY = ("callbacks=early_stopping",)
 MINE = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
 REFUSED: list[tuple[Sequence[str], Sequence[str]]] = [
     (["callbacks.checkpoints.monitor=val/nope"], ["val/nope: nothing logs it", "val/acc"]),

@@ -18,9 +18,8 @@ from tests.support.runs import stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 SMALL = (
-    *[argument for argument in TINY if not argument.startswith("callbacks")],
-    "~callbacks.progress",
-    "~callbacks.pictures",
+    *[argument for argument in TINY if not argument.startswith("monitors")],
+    "monitors=grad_norm",
     "threads=1",
 )
 

@@ -32,7 +32,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data/epoch": ("tests/data/test_epoch.py",),
     "training/sealed": ("tests/training/test_sealed.py",),
     "training/rng": ("tests/training/test_checkpoints.py",),
-    "training/checkpoints": ("tests/training/test_checkpoints.py", "tests/test_resume.py"),
+    "training/selection": ("tests/training/test_selection.py",),
+    "training/checkpoints": (
+        "tests/training/test_checkpoints.py",
+        "tests/test_resume.py",
+        "tests/training/test_selection.py",
+    ),
     "training/classifier": (
         "tests/training/test_classifier.py",
         "tests/training/test_blocks.py",

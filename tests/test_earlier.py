@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cifar_lab.config import compose, run_config
-from cifar_lab.earlier import Earlier, look
+from cifar_lab.earlier import Earlier, check_images, look, root_of
 from cifar_lab.errors import InputError
 from cifar_lab.identity import digest
 from cifar_lab.record import Record, process_started
@@ -156,6 +156,64 @@ def test_what_decides_no_result_may_differ(make: Make) -> None:
     config["steps_per_call"] = 16
     config["data"]["offline"] = "whatever"
     assert look(folder, config).finished
+
+
+def test_a_key_that_the_earlier_run_had_not_yet_may_be_null(make: Make) -> None:
+    folder, config = make()
+    config["optimizer"]["newer"] = None
+    assert look(folder, config).finished
+
+
+# --- other images ---------------------------------------------------------------------------------
+
+HERS = {"digest": "a" * 64, "official": False}
+
+
+def test_the_same_images_are_taken_wherever_they_lie(tmp_path: Path) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": "elsewhere"}}
+    then = {"data": {"_target_": "a.Cifar10", "root": "there"}}
+    check_images(tmp_path, config, {"data": HERS, "config": then}, "a" * 64)
+    check_images(tmp_path, config, {"data": {**HERS, "official": True}, "config": then}, None)
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"data": None}, {"data": {}}, {"data": {"digest": None, "official": True}}]
+)
+@pytest.mark.parametrize("images", ["b" * 64, None])
+def test_a_run_that_had_not_read_any_fits_all(
+    tmp_path: Path, record: dict[str, Any], images: str | None
+) -> None:
+    check_images(tmp_path, {}, record, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [("b" * 64, "b" * 12), (None, "the official images, not on this machine")],
+)
+def test_other_images_are_refused_with_both_digests_and_both_places(
+    tmp_path: Path, images: str | None, found: str
+) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": None}}
+    record = {"data": HERS, "config": {"data": {"_target_": "a.Cifar10", "root": "x.zip"}}}
+    with pytest.raises(InputError) as error:
+        check_images(tmp_path, config, record, images)
+    assert str(error.value) == (
+        f"data.root=null: these images ({found}) are not those of the run in {tmp_path} "
+        f"({'a' * 12}, data.root=x.zip then); give those to go on with it or to see its result, "
+        "or choose another hydra.run.dir for a run on these"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"data": {"_target_": "a.b.Cifar10", "root": "x.zip"}}, "data.root=x.zip"),
+        ({"data": {"_target_": "a.b.Cifar10", "root": None}}, "data.root=null"),
+        ({"data": {"_target_": "a.b.Synthetic"}}, "data=synthetic"),
+    ],
+)
+def test_where_images_lie_is_said_as_it_is_typed(config: Config, said: str) -> None:
+    assert root_of(config) == said
 
 
 # --- longer ---------------------------------------------------------------------------------------

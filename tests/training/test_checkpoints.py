@@ -117,6 +117,22 @@ def test_generators_put_back_draw_what_they_would_have_drawn() -> None:
     assert [drawn(), drawn()] == expected
 
 
+@pytest.mark.parametrize("had", [True, False])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one(
+    monkeypatch: pytest.MonkeyPatch, had: bool, has: bool
+) -> None:
+    then, now = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: had)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: then)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", now.append)
+    state = rng_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    set_rng_state(state)
+    assert len(now) == int(had and has)
+    assert all(torch.equal(value, then) for value in now)
+
+
 @pytest.mark.parametrize("steps", [(3,), (8, 13)], ids=str)
 def test_a_resumed_run_draws_what_an_undisturbed_one_does_from_every_generator(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]

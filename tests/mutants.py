@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGE = "cifar_lab"
+KEPT, CHOSEN = "tests/training/test_checkpoints.py", "tests/training/test_selection.py"
 # Each module of the core with the tests that would have to notice: as few and as fast as will do.
 ROOMS: dict[str, tuple[str, ...]] = {
     "identity": ("tests/test_identity.py",),
@@ -31,17 +32,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data/augment": ("tests/data/test_augment.py",),
     "data/epoch": ("tests/data/test_epoch.py",),
     "training/sealed": ("tests/training/test_sealed.py",),
-    "training/rng": ("tests/training/test_checkpoints.py",),
-    "training/selection": ("tests/training/test_selection.py",),
-    "training/checkpoints": (
-        "tests/training/test_checkpoints.py",
-        "tests/test_resume.py",
-        "tests/training/test_selection.py",
+    "training/rng": (
+        f"{KEPT}::test_generators_put_back_draw_what_they_would_have_drawn",
+        f"{KEPT}::test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one",
     ),
+    "training/selection": (
+        f"{CHOSEN}::test_a_name_says_which_values_are_better_or_says_nothing",
+        f"{CHOSEN}::test_of_equal_values_the_earlier_stays_and_nan_is_never_the_best",
+    ),
+    "training/checkpoints": (KEPT, CHOSEN, "tests/test_resume.py"),
     "training/classifier": (
+        "tests/training/test_step.py",
         "tests/training/test_classifier.py",
         "tests/training/test_blocks.py",
-        "tests/training/test_checkpoints.py",
     ),
     "record": ("tests/test_record_file.py", "tests/test_record.py"),
     "earlier": ("tests/test_earlier.py",),

@@ -40,7 +40,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         f"{CHOSEN}::test_a_name_says_which_values_are_better_or_says_nothing",
         f"{CHOSEN}::test_of_equal_values_the_earlier_stays_and_nan_is_never_the_best",
     ),
-    "training/checkpoints": (KEPT, CHOSEN, "tests/test_resume.py"),
+    "training/checkpoints": (
+        KEPT,
+        "tests/test_resume.py",
+        f"{CHOSEN}::test_validated_within_the_epoch_a_stopped_run_goes_on_to_the_bit",
+        f"{CHOSEN}::test_a_crash_right_behind_a_checkpoint_loses_nothing",
+        f"{CHOSEN}::test_a_metric_that_no_validation_logs_ends_the_run",
+    ),
     "training/classifier": (
         "tests/training/test_step.py",
         "tests/training/test_classifier.py",

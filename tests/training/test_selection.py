@@ -61,8 +61,8 @@ def test_a_name_says_which_values_are_better_or_says_nothing(metric: str, mode: 
             mode_of(metric, None)
     else:
         assert mode_of(metric, None) == mode_of(metric, mode) == mode
-        other = "max" if mode == "min" else "min"
-        with pytest.raises(InputError, match=f"must be {mode}"):
+        other, way = ("max", "lower") if mode == "min" else ("min", "higher")
+        with pytest.raises(InputError, match=f"better the {way} it is; must be {mode}"):
             mode_of(metric, other)
 
 

@@ -253,6 +253,13 @@ def test_a_schedule_that_depends_on_the_length_is_named(make: Make) -> None:
     assert said.endswith("or give trainer.max_epochs=1")
 
 
+def test_a_schedule_that_is_gone_is_named_by_its_key(make: Make) -> None:
+    gone = {"_target_": "cifar_lab.nowhere.schedule"}
+    folder, _ = make({**resolved(), "scheduler": gone})
+    said = refused(folder, {**resolved(max_epochs=4), "scheduler": gone})
+    assert said.startswith("scheduler")
+
+
 def test_a_bound_on_the_steps_is_named(make: Make) -> None:
     folder, _ = make(resolved(max_steps=5))
     said = refused(folder, resolved(max_steps=5, max_epochs=4))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from cifar_lab.training.checkpoints import Checkpoints
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.rng import rng_state, set_rng_state
 from tests.conftest import TINY, record_of
@@ -95,6 +98,43 @@ def test_the_best_epochs_weights_are_what_is_tested_and_recorded(
     kept = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert kept["global_step"] == 8 * best
     assert equal(kept["state_dict"], tested)
+
+
+# ten seconds a step by the clock, 8 steps an epoch; the last one is saved with the epoch
+@pytest.mark.parametrize(
+    ("every_minutes", "within"),
+    [("0.5", [3, 6, 11, 14]), ("0.1", [*range(1, 8), *range(9, 16)]), ("null", []), ("2", [])],
+)
+def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_passed(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every_minutes: str,
+    within: list[int],
+) -> None:
+    now, saved = 1000.0, []
+    step, save = Classifier.training_step, Checkpoints.save_last
+
+    def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 10
+        return step(self, batch, batch_idx)
+
+    def saving(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, pl_module)
+
+    monkeypatch.setattr(Classifier, "training_step", stepping)
+    monkeypatch.setattr(Checkpoints, "save_last", saving)
+    monkeypatch.setattr(
+        "cifar_lab.training.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
+    )
+    status, _, err = lab(
+        *(*TINY, "threads=1", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"),
+        f"callbacks.checkpoints.every_minutes={every_minutes}",
+    )
+    assert status == 0, err
+    assert saved == sorted([*within, 8, 16])
 
 
 def drawn() -> list[float]:

@@ -28,7 +28,7 @@ dashboard: setup  ## TensorBoard on outputs/, on this machine only
 	@trap : INT; $(PYTHON) -m cifar_lab.dashboard $(ARGS) || [ $$? = 130 ]
 
 bench: setup  ## ours against a bare loop, the report's and a template: make bench ARGS=--short
-	@$(PYTHON) -m cifar_lab.bench $(ARGS)
+	@$(PYTHON) -m benchmarks $(ARGS)
 
 test: setup  ## the quick tests
 	@$(PYTHON) -m pytest -m "not slow" $(ARGS)

@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from cifar_lab import distributed, signals
+from cifar_lab import signals
 from cifar_lab.errors import InputError, Interrupted, JobFailed
+from cifar_lab.records import processes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals.install()
     arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        world = distributed.settle()
+        world = processes.settle()
         if world.launcher != "lightning":  # which repeats hydra.run.dir when it starts a process
             arguments = _checked(arguments)
         if any(argument.startswith("-") for argument in arguments):
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cifar_lab: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        from cifar_lab.record import command_line
+        from cifar_lab.records.record import command_line
 
         if not stop.told:  # before there was a folder: the same command is the one that continues
             print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
@@ -64,18 +65,22 @@ def _home(argument: str) -> str:
 
 
 def _checked(arguments: list[str]) -> list[str]:
-    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
-    from cifar_lab.overrides import check_mode, check_unique
+    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored.
+
+    Where ``-m`` stands is left to the person.
+    """
+    from cifar_lab.config.overrides import check_mode, check_unique
 
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
     check_unique(overrides)
     if not flags and "hydra.mode=MULTIRUN" in overrides:
         overrides.remove("hydra.mode=MULTIRUN")
-        flags, arguments = {"-m"}, ["-m", *overrides]
+        flags = {"-m"}
     if flags <= _SWEEPS:
         check_mode(overrides, sweep=bool(flags))
-    if flags & _SWEEPS and (world := distributed.find()).joined:
+        arguments = [*flags, *overrides]  # argparse refuses values on both sides of a flag
+    if flags & _SWEEPS and (world := processes.find()).joined:
         raise InputError(
             f"-m: {world.launcher} started {world.size} processes ({world.said}), and a sweep is "
             "one, which starts those of its jobs itself; start a single one"
@@ -88,15 +93,20 @@ def _one_run(overrides: list[str]) -> int:
     from hydra.core.utils import env_override
     from hydra.types import RunMode
 
-    from cifar_lab import checks, config, job
+    from cifar_lab.config.compose import (
+        compose,
+        path_at,
+    )
+    from cifar_lab.config.validate import check_not_a_sweep, check_shared_folder
+    from cifar_lab.run import run as job
 
-    cfg = config.compose(overrides)
+    cfg = compose(overrides)
     if cfg.hydra.mode is RunMode.MULTIRUN:  # a file of the person's own says so
         return _through_hydra(["-m", *overrides])
-    checks.check_not_a_sweep(cfg)
-    checks.check_shared_folder(cfg, distributed.find())
+    check_not_a_sweep(cfg)
+    check_shared_folder(cfg, processes.find())
     HydraConfig.instance().set_config(cfg)
-    run_dir = config.path(cfg, "hydra.run.dir").absolute()
+    run_dir = path_at(cfg, "hydra.run.dir").absolute()
     with env_override(cfg.hydra.job.env_set):  # libraries read their variables when they load
         ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
         if ours.finished_before():
@@ -116,11 +126,17 @@ def _through_hydra(arguments: list[str]) -> int:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from cifar_lab import config
-    from cifar_lab.overrides import with_none
+    from cifar_lab.config.compose import (
+        register,
+        searchpath_override,
+        typed_overrides,
+    )
+    from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
+    from cifar_lab.config.overrides import with_none
+    from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 
     gc.enable()  # a sweep's supervisor lives long, and composes all the while
-    config.register()
+    register()
     GlobalHydra.instance().clear()
     here = os.getpid()
     alone: list[int] = []
@@ -131,13 +147,13 @@ def _through_hydra(arguments: list[str]) -> int:
         from hydra.types import RunMode
         from omegaconf import open_dict, read_write
 
-        from cifar_lab import job
-        from cifar_lab.overrides import is_of_the_sweep
+        from cifar_lab.config.overrides import is_of_the_sweep
+        from cifar_lab.run import run as job
 
         hydra_cfg = cast("DictConfig", HydraConfig.get())
         with read_write(hydra_cfg), open_dict(hydra_cfg):
             hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
-        overrides = [o for o in config.typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
+        overrides = [o for o in typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
         run_dir = Path(hydra_cfg.runtime.output_dir)
         if os.getpid() != here and threading.current_thread() is threading.main_thread():
             signals.install()
@@ -165,19 +181,19 @@ def _through_hydra(arguments: list[str]) -> int:
 
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     arguments = with_none(arguments)
-    sys.argv = [argv[0], *arguments, *config.searchpath_override(arguments)]
+    sys.argv = [argv[0], *arguments, *searchpath_override(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
     try:
-        hydra.main(
-            version_base="1.3", config_path=str(config.conf_dir()), config_name=config.CONFIG_NAME
-        )(one_job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(
+            one_job
+        )()
     except JobFailed as error:  # of a sweeper that isn't ours: the first of them
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except config.COMPOSING_RAISES as error:
-        if not config.is_about_input(error):
+    except COMPOSING_RAISES as error:
+        if not is_about_input(error):
             raise
-        raise config.explain(error, [a for a in arguments if not a.startswith("-")]) from error
+        raise explain(error, [a for a in arguments if not a.startswith("-")]) from error
     except SystemExit as stop:  # argparse: an unknown flag; our sweeper: failed jobs
         return stop.code if isinstance(stop.code, int) else 1
     finally:

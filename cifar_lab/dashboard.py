@@ -22,7 +22,7 @@ from typing import Any
 
 from cifar_lab import signals
 from cifar_lab.errors import InputError, Interrupted
-from cifar_lab.record import FILE_NAME, read_record
+from cifar_lab.records.record import FILE_NAME, read_record
 
 EVENTS = "tensorboard"  # in a run folder
 SWEEP_FILE = "sweep.json"
@@ -145,8 +145,8 @@ def _label(folder: Path, root: Path) -> str:
 
 
 def _varied(run: Path) -> str:
-    from cifar_lab.config import job_words
-    from cifar_lab.identity import is_no_identity
+    from cifar_lab.config.names import job_words
+    from cifar_lab.records.digest import is_no_identity
 
     record: dict[str, Any] = {}
     try:

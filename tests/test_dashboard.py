@@ -16,7 +16,7 @@ import pytest
 
 from cifar_lab import dashboard
 from cifar_lab.dashboard import Links, free_port, runs_below, short_name
-from cifar_lab.record import SCHEMA
+from cifar_lab.records.record import SCHEMA
 from tests.conftest import environment
 
 DAY = "outputs/runs/2026-11-22"

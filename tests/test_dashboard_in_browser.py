@@ -18,7 +18,7 @@ import pytest
 
 from cifar_lab.dashboard import free_port
 from cifar_lab.data.dataset import CLASSES
-from cifar_lab.training.tensorboard import RESULTS
+from cifar_lab.training.loggers.tensorboard import RESULTS
 from tests.conftest import TINY, environment, merged, record_of
 from tests.test_dashboard import served
 

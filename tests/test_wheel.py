@@ -31,7 +31,7 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = run("-c", "import cifar_lab.config as c; print(c.__file__, c.conf_dir())")
+    where = run("-c", "import cifar_lab.config.schema as c; print(c.__file__, c.conf_dir())")
     assert all(Path(path).is_relative_to(installed) for path in where.split())
     run("-m", "cifar_lab", *merged(*TINY, "trainer.max_epochs=1", "hydra.run.dir=run"))
     assert record_of(elsewhere / "run")["status"] == "finished"

@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find(given: dict[str, Any]) -> int:
-    from cifar_lab.data.cifar10 import Fetching, open_from
     from cifar_lab.data.copies import lines_of
+    from cifar_lab.data.fetch.locate import Fetching, open_from
 
     settings = {**_defaults(), **given}
     root, cache = settings.pop("root"), settings.pop("cache")
@@ -64,7 +64,7 @@ def _find(given: dict[str, Any]) -> int:
 
 
 def _verify(given: dict[str, Any]) -> int:
-    from cifar_lab.data.cifar10 import Fetching, open_from, verify_cache
+    from cifar_lab.data.fetch.locate import Fetching, open_from, verify_cache
 
     cache = given.get("cache", _defaults()["cache"])
     if root := given.get("root"):
@@ -83,7 +83,7 @@ def _verify(given: dict[str, Any]) -> int:
 
 
 def _defaults() -> dict[str, Any]:
-    from cifar_lab.config import compose_group
+    from cifar_lab.config.compose import compose_group
 
     group = compose_group("data", ["data=cifar10"])
     return {key: group[key] for key in KEYS}

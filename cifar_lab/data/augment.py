@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from cifar_lab.data.checks import check_choice, check_number, check_whole
+from cifar_lab.data.arguments import check_choice, check_number, check_whole
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.errors import InputError
 

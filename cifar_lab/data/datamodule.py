@@ -14,13 +14,13 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifar_lab.data.arguments import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.augment import Normalization, Pipeline
-from cifar_lab.data.checks import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.classes import class_names
 from cifar_lab.data.copies import count_copies
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
-from cifar_lab.data.epoch import Blocks, EpochLoader, Share
-from cifar_lab.data.loader import BatchLoader, as_tensor, place
+from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
+from cifar_lab.data.feed.epoch import Blocks, EpochLoader, Share
 from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
 from cifar_lab.errors import InputError
 
@@ -81,7 +81,7 @@ class DataModule(LightningDataModule, ABC):
         if self.transform is not None and self.loader == "device":
             raise InputError("data.transform: works on single images; add data.loader=torchvision")
         if self.loader == "torchvision" and self.transform is None:
-            from cifar_lab.data.torchvision_loader import check_per_sample
+            from cifar_lab.data.feed.torchvision_loader import check_per_sample
 
             check_per_sample(self.augment)
         self._dataset: Dataset | None = None
@@ -250,7 +250,7 @@ class DataModule(LightningDataModule, ABC):
     def _torchvision_loader(self, share: Share) -> EpochLoader:
         from torchvision.transforms import v2
 
-        from cifar_lab.data.torchvision_loader import TorchvisionLoader, per_sample
+        from cifar_lab.data.feed.torchvision_loader import TorchvisionLoader, per_sample
 
         part = self.dataset.train
         transform = self.transform
@@ -313,7 +313,7 @@ class Cifar10(DataModule):
 
     def at_hand(self) -> Dataset | None:
         """As in every data module."""
-        from cifar_lab.data.cifar10 import NotHereError
+        from cifar_lab.data.fetch.locate import NotHereError
 
         try:
             return self.inherited.get(self.source) or self._read(offline=True)
@@ -321,7 +321,7 @@ class Cifar10(DataModule):
             return None
 
     def _read(self, offline: bool | None = None) -> Dataset:
-        from cifar_lab.data.cifar10 import open_cifar10
+        from cifar_lab.data.fetch.locate import open_cifar10
 
         return open_cifar10(
             root=self.root,

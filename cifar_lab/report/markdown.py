@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cifar_lab.report.answer import (
+from cifar_lab.report.compare import Ranking, best_run, selected_by
+from cifar_lab.report.groups import Group
+from cifar_lab.report.notes import notes
+from cifar_lab.report.page import TEMPLATES
+from cifar_lab.report.read import Reading
+from cifar_lab.report.tables import rows, status_text
+from cifar_lab.report.verdict import (
     alike,
     failures,
     interval_text,
@@ -15,13 +21,7 @@ from cifar_lab.report.answer import (
     selected_note,
     spread_text,
 )
-from cifar_lab.report.answer import verdict as verdict_of
-from cifar_lab.report.compare import Ranking, best_run, selected_by
-from cifar_lab.report.groups import Group
-from cifar_lab.report.notes import notes
-from cifar_lab.report.page import TEMPLATES
-from cifar_lab.report.read import Reading
-from cifar_lab.report.tables import rows, status_text
+from cifar_lab.report.verdict import verdict as verdict_of
 
 
 def render_markdown(

@@ -14,16 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cifar_lab.report.answer import (
-    alike,
-    failures,
-    interval_text,
-    method,
-    repeat_command,
-    selected_note,
-    spread_text,
-    verdict,
-)
 from cifar_lab.report.axes import (
     CLASSES,
     DASHES,
@@ -39,6 +29,16 @@ from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reading, Run
 from cifar_lab.report.statistics import Estimate
 from cifar_lab.report.tables import clock, rows, status_text
+from cifar_lab.report.verdict import (
+    alike,
+    failures,
+    interval_text,
+    method,
+    repeat_command,
+    selected_note,
+    spread_text,
+    verdict,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 # All curves' numbers together: about 4 MB of text, which a phone reads in under a second.

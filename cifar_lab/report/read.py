@@ -13,8 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.identity import flatten, is_no_identity
-from cifar_lab.record import FILE_NAME, read_record
+from cifar_lab.records.digest import flatten, is_no_identity
+from cifar_lab.records.record import FILE_NAME, read_record
 from cifar_lab.report.curves import Curves, read_curves
 
 

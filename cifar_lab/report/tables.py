@@ -12,7 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cifar_lab.report.answer import (
+from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
+from cifar_lab.report.groups import Group, Key
+from cifar_lab.report.notes import notes
+from cifar_lab.report.read import Reading
+from cifar_lab.report.verdict import (
     alike,
     failures,
     interval_text,
@@ -22,10 +26,6 @@ from cifar_lab.report.answer import (
     spread_text,
     verdict,
 )
-from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
-from cifar_lab.report.groups import Group, Key
-from cifar_lab.report.notes import notes
-from cifar_lab.report.read import Reading
 
 _NONE = "–"  # noqa: RUF001  (an en dash)
 _TERMINAL_ROWS = 20

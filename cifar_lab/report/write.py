@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cifar_lab.errors import InputError
-from cifar_lab.record import FILE_NAME, write_atomically
+from cifar_lab.records.files import write_atomically
+from cifar_lab.records.record import FILE_NAME
 from cifar_lab.report.compare import Confusion, Ranking, confusions, rank
 from cifar_lab.report.groups import Group, Key, group
 from cifar_lab.report.read import Reader, Reading

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.errors import InputError
-from cifar_lab.record import FILE_NAME, SCHEMA, now, read_record, write_atomically
+from cifar_lab.records.files import write_atomically
+from cifar_lab.records.record import FILE_NAME, SCHEMA, now, read_record
 
 _DEFAULT = "outputs/sweeps"
 # Workers end within a second of their parent; what still runs then belongs to someone else.

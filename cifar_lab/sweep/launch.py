@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import identity
 from cifar_lab.errors import InputError, Interrupted
-from cifar_lab.record import command_line, git_state, made_otherwise, now, package_versions
+from cifar_lab.records.digest import same_images
+from cifar_lab.records.environment import git_state, package_versions
+from cifar_lab.records.record import command_line, made_otherwise, now
 from cifar_lab.sweep import process
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.folder import SweepFolder
@@ -244,7 +245,7 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
                 f"{at(points[i].swept, found.error)}; the jobs that have ended can't be compared "
                 f"with that, and their results stay in {folder.path}"
             )
-        same = (d["digest"] for d in data if identity.same_images(found.digest, d))
+        same = (d["digest"] for d in data if same_images(found.digest, d))
         if (digest := next(same, None)) is not None:
             settled[i] = digest
     return settled

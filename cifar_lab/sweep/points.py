@@ -9,9 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict, read_write
 
-from cifar_lab import config, identity
+from cifar_lab.config.compose import run_config
+from cifar_lab.config.messages import COMPOSING_RAISES, explain
+from cifar_lab.config.names import job_words
+from cifar_lab.config.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
 from cifar_lab.errors import InputError
-from cifar_lab.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
+from cifar_lab.records.digest import config_digest, run_digest
 from cifar_lab.sweep.compose import Composer
 
 _DIGITS = 8  # of the digest, in a job's name: 2**32 of them
@@ -50,12 +53,12 @@ class Point:
     @property
     def run_digest(self) -> str:
         """What makes it the same run as another point, or as one in a folder."""
-        return identity.run_digest(self.digest, self.images)
+        return run_digest(self.digest, self.images)
 
     @property
     def folder_name(self) -> str:
         """Short and plain: what was swept, and the digest's beginning."""
-        words = config.job_words([f"{key}={value}" for key, value in self.swept.items()])
+        words = job_words([f"{key}={value}" for key, value in self.swept.items()])
         return f"{'-'.join(words)[:80].strip('-.') or 'job'}{self.suffix}"
 
 
@@ -65,19 +68,19 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     Raises:
         InputError: what `config.compose` refuses, with the point's name before it.
     """
-    overrides = with_none(overrides)
-    values = dict(split(override) for override in overrides)
+    values = dict(map(split, overrides))
     chosen = {key.lstrip("+~"): values[key] for key in composer.swept}
+    overrides = with_none(overrides)
     if of_the_sweep := sorted(set(chosen) & {*OF_THE_SWEEP, "sweep"}):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
         cfg = composer.compose(overrides)
         check_merged(cfg, overrides)
-        resolved = config.run_config(cfg)
-    except config.COMPOSING_RAISES as error:
-        raise at(chosen, str(config.explain(error, list(overrides)))) from error
+        resolved = run_config(cfg)
+    except COMPOSING_RAISES as error:
+        raise at(chosen, str(explain(error, list(overrides)))) from error
     own = tuple(o for o in overrides if not (is_of_the_sweep(o) or o.startswith("hydra.run.")))
-    return Point(own, chosen, cfg, resolved, identity.digest(resolved))
+    return Point(own, chosen, cfg, resolved, config_digest(resolved))
 
 
 def with_threads(point: Point, threads: int) -> Point:
@@ -87,10 +90,10 @@ def with_threads(point: Point, threads: int) -> Point:
     cfg: DictConfig = pickle.loads(pickle.dumps(point.cfg))  # faster than OmegaConf's own copy
     with read_write(cfg), open_dict(cfg):
         cfg.threads = threads
-    resolved = config.run_config(cfg)
+    resolved = run_config(cfg)
     kept = [override for override in point.overrides if split(override)[0] != "threads"]
     overrides = (*kept, f"threads={threads}")
-    return Point(overrides, point.swept, cfg, resolved, identity.digest(resolved), point.images)
+    return Point(overrides, point.swept, cfg, resolved, config_digest(resolved), point.images)
 
 
 def varying(batch: Sequence[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from cifar_lab.record import git_state
+from cifar_lab.records.environment import git_state
 from cifar_lab.sweep import process
 
 # What jobs import late, found as the difference of sys.modules before and after one.
@@ -42,7 +42,7 @@ def _load() -> None:
         import_module(name)
     for room in ROOMS:
         package = import_module(f"cifar_lab.{room}")
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 import_module(module.name)
     from filelock import FileLock  # noqa: F401  # loads the parts that the package loads late
@@ -60,9 +60,9 @@ def _open_data(node: dict[str, object]) -> None:
 
     Nothing is fetched here, and what goes wrong is left for the check of the points to say.
     """
-    from cifar_lab.build import spoken
     from cifar_lab.data.augment import Pipeline
     from cifar_lab.data.datamodule import DataModule
+    from cifar_lab.run.build import spoken
 
     target = pkgutil.resolve_name(str(node.pop("_target_")))
     # what decides nothing about the source, and may not fit as it stands here

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab import signals
-from cifar_lab.record import write_atomically
+from cifar_lab.records.files import write_atomically
 from cifar_lab.sweep.supervisor import SweepJob
 
 _METRICS = ("val/acc", "val/loss", "test/acc", "test/loss", "train/acc", "train/loss")

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from cifar_lab import identity
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import flatten, is_no_identity
 from cifar_lab.sweep.folder import SweepFolder, images_of, record_of
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
@@ -112,7 +112,7 @@ def check_study(
     Raises:
         InputError: what is not searched, then and now, differs, or the images do.
     """
-    flat = [{k: v for k, v in identity.flatten(p) if _fixes_a_value(k)} for p in probes]
+    flat = [{k: v for k, v in flatten(p) if _fixes_a_value(k)} for p in probes]
     fixed = {k: v for k, v in flat[0].items() if all(p.get(k, _NONE) == v for p in flat)}
     told = study.user_attrs
     then = told.get(_CONFIG, {})
@@ -137,7 +137,7 @@ def check_study(
 
 def _fixes_a_value(key: str) -> bool:
     # each machine of a shared study divides its own cores
-    return key != "threads" and not identity.is_no_identity(key)
+    return key != "threads" and not is_no_identity(key)
 
 
 def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cifar_lab import signals
-from cifar_lab.record import command_line
+from cifar_lab.records.record import command_line
 from cifar_lab.sweep import process
 from cifar_lab.sweep.folder import close_record, record_of
 from cifar_lab.sweep.points import Point

@@ -17,11 +17,15 @@ from hydra import version
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig
 
-from cifar_lab import across, checks, config, identity
-from cifar_lab.build import ALONE, FIT_TOGETHER, build_alone, build_data
+from cifar_lab.config.compose import register
+from cifar_lab.config.messages import first_line
+from cifar_lab.config.validate import accelerator, check_devices, check_resolved
 from cifar_lab.errors import InputError
-from cifar_lab.job import Job, run_under_hydra
-from cifar_lab.record import command_line
+from cifar_lab.records.digest import config_digest
+from cifar_lab.records.record import command_line
+from cifar_lab.run import compatibility
+from cifar_lab.run.build import ALONE, FIT_TOGETHER, build_alone, build_data
+from cifar_lab.run.run import Job, run_under_hydra
 from cifar_lab.sweep.folder import close_record
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
@@ -44,9 +48,9 @@ def check(request: Check) -> int:
             together = json.dumps([resolved[key] for key in FIT_TOGETHER], sort_keys=True)
             parts.add((" ".join(FIT_TOGETHER), together))
             if parts - seen:
-                checks.check_resolved(resolved)
-            kinds.append(checks.accelerator(str(trainer.get("accelerator", "auto"))))
-            across.check(resolved)
+                check_resolved(resolved)
+            kinds.append(accelerator(str(trainer.get("accelerator", "auto"))))
+            compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
             job = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
             if job is not None and data_key(resolved) not in images:
@@ -56,7 +60,7 @@ def check(request: Check) -> int:
         except InputError as error:
             wrong.append((index, str(error)))
         except Exception as error:  # what no check foresees is wrong all the same
-            wrong.append((index, config.first_line(f"{type(error).__name__}: {error}")))
+            wrong.append((index, first_line(f"{type(error).__name__}: {error}")))
     kind = "cuda" if "cuda" in kinds else kinds[0] if kinds else "cpu"
     count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}[kind]
     if kind != "cuda":
@@ -82,7 +86,7 @@ def open_data(request: Open) -> int:
         except InputError as error:
             found.append(Found(error=str(error)))
         except Exception as error:
-            found.append(Found(error=config.first_line(f"{type(error).__name__}: {error}")))
+            found.append(Found(error=first_line(f"{type(error).__name__}: {error}")))
     request.answer.send(found)
     return 0
 
@@ -90,7 +94,7 @@ def open_data(request: Open) -> int:
 def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Job | None:
     """Builds the parts of these groups; all of the job, which is returned, if they need others."""
     if groups <= set(ALONE):
-        checks.check_devices(resolved["trainer"], resolved["optimizer"])
+        check_devices(resolved["trainer"], resolved["optimizer"])
         for group in groups:
             build_alone(group, cfg)
         return None
@@ -166,13 +170,13 @@ def run_job(task: Task) -> int:
                 "pid": os.getpid(),
                 "command": command_line(task.overrides),
                 "overrides": list(task.overrides),
-                "config_digest": identity.digest(job.config),
+                "config_digest": config_digest(job.config),
                 "config": job.config,
                 "seed": job.config["seed"],
                 "device": platform.machine(),
             },
             "failed",
-            config.first_line(text),
+            first_line(text),
         )
         return status
 
@@ -180,4 +184,4 @@ def run_job(task: Task) -> int:
 def _register() -> None:
     version.setbase("1.3")  # as the door does: a job stays in the working directory
     setup_globals()
-    config.register()
+    register()

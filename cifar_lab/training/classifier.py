@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cifar_lab.data.epoch import Batch, Blocks, batches_in
+from cifar_lab.data.feed.epoch import Batch, Blocks, batches_in
 from cifar_lab.errors import Diverged
-from cifar_lab.training.blocks import size_of, translate_progress
-from cifar_lab.training.cuda_graph import WholeStep
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.momentum import keep_momentum_defined
+from cifar_lab.training.steps.cuda_graph import WholeStep
+from cifar_lab.training.steps.multistep import size_of, translate_progress
 
 
 class Classifier(LightningModule):

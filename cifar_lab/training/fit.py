@@ -15,21 +15,22 @@ from lightning.pytorch import Callback, Trainer
 from cifar_lab import signals
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
-from cifar_lab.record import Record, write_atomically
-from cifar_lab.training import checkpoints as files
-from cifar_lab.training.allocator import keep_freed_memory
-from cifar_lab.training.blocks import arrange
-from cifar_lab.training.callbacks import KeepRecord, RestoreRng, StopInOrder, metrics_of
-from cifar_lab.training.checkpoints import Checkpoints
+from cifar_lab.records import checkpoint_file as files
+from cifar_lab.records.checkpoint_file import load
+from cifar_lab.records.files import write_atomically
+from cifar_lab.records.record import Record
+from cifar_lab.training.callbacks.checkpoints import Checkpoints
+from cifar_lab.training.callbacks.lifecycle import KeepRecord, RestoreRng, StopInOrder, metrics_of
+from cifar_lab.training.callbacks.timings import Timings
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.cuda_graph import WholeStep
 from cifar_lab.training.layout import WatchLayout
-from cifar_lab.training.metrics_csv import FILE_NAME as METRICS_FILE
-from cifar_lab.training.metrics_csv import MetricsCsv
-from cifar_lab.training.sealed import load
-from cifar_lab.training.tensorboard import FOLDER as TENSORBOARD_FOLDER
-from cifar_lab.training.tensorboard import TensorBoard, hparams_of
-from cifar_lab.training.timings import Timings
+from cifar_lab.training.loggers.metrics_csv import FILE_NAME as METRICS_FILE
+from cifar_lab.training.loggers.metrics_csv import MetricsCsv
+from cifar_lab.training.loggers.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from cifar_lab.training.loggers.tensorboard import TensorBoard, hparams_of
+from cifar_lab.training.steps.allocator import keep_freed_memory
+from cifar_lab.training.steps.cuda_graph import WholeStep
+from cifar_lab.training.steps.multistep import arrange
 
 log = logging.getLogger("cifar_lab")
 

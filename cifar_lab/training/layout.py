@@ -1,7 +1,7 @@
 """What the configuration lays out for a fit, and whether that is what ran.
 
 A callback may change anything: the batch, the accumulation, the rates, the end, the weights.
-Lightning's own that do are refused (`cifar_lab.across`); another's is found out here.
+Lightning's own that do are refused (`cifar_lab.run.compatibility`); another's is found out here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cifar_lab.data.epoch import EpochLoader
-from cifar_lab.training.blocks import KnowsBlocks, limited
+from cifar_lab.data.feed.epoch import EpochLoader
+from cifar_lab.training.steps.multistep import KnowsBlocks, limited
 
 log = logging.getLogger("cifar_lab")
 

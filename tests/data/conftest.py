@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_lab.data.archive import Archive
-from cifar_lab.data.cifar10 import Fetching, Opened, open_from
 from cifar_lab.data.dataset import CLASSES, Split, digest_of, split_digest
+from cifar_lab.data.fetch.archive import Archive
+from cifar_lab.data.fetch.locate import Fetching, Opened, open_from
 
 
 def random_split(count: int, rng: np.random.Generator) -> Split:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lab.data import progress
-from cifar_lab.data.cache import cache_folder
-from cifar_lab.data.progress import transfer_progress
+from cifar_lab.data.fetch import progress
+from cifar_lab.data.fetch.cache import cache_folder
+from cifar_lab.data.fetch.progress import transfer_progress
 
 pytestmark = pytest.mark.usefixtures("empty_home")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,14 +9,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cifar_lab.data import cifar10
 from cifar_lab.data.augment import Mixup, Pipeline, RandomCrop, RandomFlip
 from cifar_lab.data.datamodule import Cifar10, Synthetic, stratified_split
 from cifar_lab.data.dataset import CIFAR10_MEAN, Dataset
-from cifar_lab.data.epoch import EpochLoader
-from cifar_lab.data.loader import BatchLoader
+from cifar_lab.data.feed.device_loader import BatchLoader
+from cifar_lab.data.feed.epoch import EpochLoader
+from cifar_lab.data.feed.torchvision_loader import TorchvisionLoader, per_sample
+from cifar_lab.data.fetch import locate as cifar10
 from cifar_lab.data.synthetic import make_synthetic
-from cifar_lab.data.torchvision_loader import TorchvisionLoader, per_sample
 from cifar_lab.errors import InputError
 from tests import conftest
 

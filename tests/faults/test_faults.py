@@ -22,9 +22,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_lab.training.sealed import load
+from cifar_lab.records.checkpoint_file import load
 from tests.conftest import TINY, is_timing, record_of, started
-from tests.faults import door
+from tests.faults import child
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -59,7 +59,7 @@ class Run:
     def start(self, fault: dict[str, Any] | None = None) -> Any:
         self.output.write_text("")
         folder = self.run_dir.parent
-        return door.start(self.arguments, folder=folder, output=self.output, fault=fault)
+        return child.start(self.arguments, folder=folder, output=self.output, fault=fault)
 
     def status(self, fault: dict[str, Any] | None = None) -> int:
         return finish(self.start(fault))
@@ -125,7 +125,7 @@ def test_sigkill_at_random_moments(
     assert Run(model, tmp_path / "measured").status() == 0
     duration = time.monotonic() - started
     kills = 0
-    for number in door.numbers():
+    for number in child.numbers():
         if kills >= KILLS:
             break
         run = Run(model, tmp_path / f"run{number}")
@@ -148,7 +148,7 @@ def test_sigkill_at_every_change_on_the_disk(
     whole: Callable[[str], Run], tmp_path: Path, survived: Survived
 ) -> None:
     reference = whole("cnn")
-    for number in door.numbers():
+    for number in child.numbers():
         run = Run("cnn", tmp_path / f"run{number}")
         # checkpoints by wall time come at other moments each time: here by epoch only
         run.arguments = (*run.arguments, "callbacks.checkpoints.every_minutes=null")

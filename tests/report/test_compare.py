@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cifar_lab.report.answer import (
-    alike,
-    failures,
-    method,
-    repeat_command,
-    selected_note,
-    verdict,
-)
 from cifar_lab.report.compare import Ranking, best_run, confusions, indistinguishable, rank
 from cifar_lab.report.groups import Group, Key, group, level_of
 from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reader
 from cifar_lab.report.statistics import against_best, mcnemar
+from cifar_lab.report.verdict import alike, failures, method, repeat_command, selected_note, verdict
 from tests.report.conftest import config_of, write_run
 
 

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from cifar_lab.report.answer import verdict
 from cifar_lab.report.compare import Ranking, indistinguishable, rank
 from cifar_lab.report.groups import Group
 from cifar_lab.report.read import Run
+from cifar_lab.report.verdict import verdict
 
 VAL, TEST = 5_000, 10_000  # images
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from cifar_lab.report.__main__ import main
-from cifar_lab.report.answer import repeat_command
 from cifar_lab.report.compare import best_run, rank
 from cifar_lab.report.groups import group
 from cifar_lab.report.read import Reader
+from cifar_lab.report.verdict import repeat_command
 from cifar_lab.report.write import write_report
 from tests.conftest import environment, record_of
 from tests.report.conftest import config_of, rows_of, write_run

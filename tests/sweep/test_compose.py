@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from cifar_lab import config
+from cifar_lab.config.compose import register, run_config
+from cifar_lab.config.schema import conf_dir
 from cifar_lab.sweep.compose import Composer
 
 Swept = dict[str, list[str]]
@@ -33,11 +34,9 @@ class Counting:
 
 def hydra_of(*overrides: str) -> tuple[ConfigLoader, DictConfig]:
     """Hydra's loader and the sweep's own configuration."""
-    config.register()
+    register()
     GlobalHydra.instance().clear()
-    initialize_config_dir(
-        version_base="1.3", config_dir=str(config.conf_dir()), job_name="cifar_lab"
-    )
+    initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
     loader = GlobalHydra.instance().config_loader()
     return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
 
@@ -106,7 +105,7 @@ def test_a_run_config_is_everything_but_hydras_node() -> None:
     with open_dict(bare):
         del bare["hydra"]
     expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)
-    assert list(config.run_config(cfg).items()) == list(expected.items())
+    assert list(run_config(cfg).items()) == list(expected.items())
 
 
 def test_what_hydra_refuses_is_refused_in_its_words() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cifar_lab.data import cifar10
+from cifar_lab.data.fetch import locate as cifar10
 from cifar_lab.errors import InputError
-from cifar_lab.identity import run_digest
+from cifar_lab.records.digest import run_digest
 from cifar_lab.sweep import launch
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.folder import SweepFolder
@@ -24,9 +24,9 @@ from cifar_lab.sweep.points import Point, compose_point
 from cifar_lab.sweep.tasks import Found, Task
 from cifar_lab.sweep.worker import run_job
 from tests.conftest import record_of
-from tests.images import write_zip
+from tests.run.test_same_images import OFFLINE, RUN, change, replace_in_place
+from tests.support.images import write_zip
 from tests.sweep.test_compose import hydra_of
-from tests.test_same_images import OFFLINE, RUN, change, replace_in_place
 
 Lab = Callable[..., tuple[int, str, str]]
 SWEEP = ("-m", *OFFLINE, "trainer.max_epochs=1", "report=false", "hydra.sweep.dir=sweep")

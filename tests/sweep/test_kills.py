@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lab.bench.sweep_kills import Kills, Sweep, disturb
+from benchmarks.sweep_kills import Kills, Sweep, disturb
 
 
 class Command(Sweep):

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from cifar_lab.config import compose_group
+from cifar_lab.config.compose import compose_group
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError

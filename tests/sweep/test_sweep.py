@@ -17,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from cifar_lab.identity import run_digest
+from cifar_lab.records.digest import run_digest
 from tests.conftest import TINY, environment, merged, record_of
 from tests.sweep.conftest import SMALL
 
@@ -262,7 +262,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_random_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cifar_lab.bench.sweep_kills", "--jobs", "8", "--kills", "10"]
+    command = [sys.executable, "-m", "benchmarks.sweep_kills", "--jobs", "8", "--kills", "10"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
 

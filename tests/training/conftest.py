@@ -17,7 +17,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from cifar_lab.data.dataset import Dataset, Split
-from cifar_lab.training.quiet import quiet_libraries
+from cifar_lab.training.library_logging import quiet_libraries
+from tests.conftest import REPOSITORY
 
 BATCH = 10
 
@@ -120,7 +121,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)]),
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("PYTHONWARNINGS", None)

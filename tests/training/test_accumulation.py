@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from cifar_lab import config
-from cifar_lab.build import build
-from cifar_lab.data.epoch import EpochLoader, Share
+from cifar_lab.config.compose import compose
+from cifar_lab.data.feed.epoch import EpochLoader, Share
+from cifar_lab.run.build import build
 from cifar_lab.training import layout
 from tests.conftest import record_of
-from tests.test_resume import SMALL, same, stop_at, weights
+from tests.run.test_resume import SMALL, same, stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +31,7 @@ PLAIN = (
 
 def plain_loop(arguments: tuple[str, ...], folder: Path, accumulated: int, limit: int) -> Any:
     """Two epochs in which each step takes the mean over all of its images at once."""
-    parts = build(config.compose(arguments), folder)
+    parts = build(compose(arguments), folder)
     network, loader = parts.classifier.network.double(), parts.data.train_dataloader()
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -147,7 +147,7 @@ def test_a_run_stopped_within_a_step_goes_on_to_the_bit(
 def test_a_checkpoint_within_the_epoch_is_written_between_steps(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_lab.training.checkpoints import Checkpoints
+    from cifar_lab.training.callbacks.checkpoints import Checkpoints
 
     arguments = (*PLAIN, "trainer.accumulate_grad_batches=3", "model.dropout=0.3")
     assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0

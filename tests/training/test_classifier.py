@@ -16,7 +16,7 @@ from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.quiet import quiet_libraries
+from cifar_lab.training.library_logging import quiet_libraries
 from cifar_lab.training.schedules import constant, cosine
 from tests.conftest import FEED
 

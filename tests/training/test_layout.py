@@ -11,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cifar_lab import across
 from cifar_lab.errors import InputError
-from cifar_lab.training.ema import Ema
+from cifar_lab.run import compatibility
+from cifar_lab.training.callbacks.ema import Ema
 from tests.conftest import record_of
-from tests.test_resume import SMALL, stop_at
+from tests.run.test_resume import SMALL, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
 THEIRS = "lightning.pytorch.callbacks"
@@ -60,11 +60,11 @@ def test_every_callback_of_lightning_is_decided_upon() -> None:
         for one in (kind, type("Mine", (kind,), {})):
             if name in REFUSED:
                 with pytest.raises(InputError, match=REFUSED[name]):
-                    across.check_callback("callbacks.x", one)
+                    compatibility.check_callback("callbacks.x", one)
             else:
-                across.check_callback("callbacks.x", one)
-    across.check_callback("callbacks.ema", Ema)
-    across.check_callback("callbacks.ema", type("Mine", (Ema,), {}))
+                compatibility.check_callback("callbacks.x", one)
+    compatibility.check_callback("callbacks.ema", Ema)
+    compatibility.check_callback("callbacks.ema", type("Mine", (Ema,), {}))
 
 
 def averaging() -> Callback:

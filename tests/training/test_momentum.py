@@ -17,10 +17,10 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
 from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import Synthetic
-from cifar_lab.training.blocks import arrange
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.momentum import keep_momentum_defined
 from cifar_lab.training.schedules import constant
+from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED
 
 Make = Callable[..., Optimizer]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from cifar_lab.errors import InputError
+from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.grad_norm import GradNorm
 from cifar_lab.training.schedules import constant
 from tests.conftest import TINY, record_of
 
@@ -156,7 +156,7 @@ def test_such_an_average_would_stand_still() -> None:
 
 
 def test_a_dampened_fused_sgd_has_no_scaler() -> None:
-    from cifar_lab.checks import _check_fused
+    from cifar_lab.config.validate import _check_fused
 
     sgd = {"fused": True, "momentum": 0.9, "dampening": 0.1}
     with pytest.raises(InputError, match=r"^optimizer.dampening=0.1: .* set optimizer.fused=false"):
@@ -168,7 +168,7 @@ def test_a_dampened_fused_sgd_has_no_scaler() -> None:
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"])
 def test_float16_has_no_room_for_squares_of_gradients(name: str) -> None:
-    from cifar_lab.checks import _check_squares
+    from cifar_lab.config.validate import _check_squares
 
     node = {"_target_": f"torch.optim.{name}"}
     with pytest.raises(InputError, match=f"^trainer.precision=16-true: {name} keeps squares"):

@@ -18,9 +18,11 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.dataset import Dataset, Split, digest_of, split_digest
-from cifar_lab.training import overview, pictures, summary
-from cifar_lab.training.metrics_csv import MetricsCsv
-from cifar_lab.training.tensorboard import TensorBoard
+from cifar_lab.run import summary
+from cifar_lab.training.callbacks import model_overview as overview
+from cifar_lab.training.callbacks import test_figures as pictures
+from cifar_lab.training.loggers.metrics_csv import MetricsCsv
+from cifar_lab.training.loggers.tensorboard import TensorBoard
 from tests.conftest import TINY, record_of
 
 Lab = Callable[..., tuple[int, str, str]]

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-from cifar_lab import config
-from cifar_lab.build import build
+from cifar_lab.config.compose import compose
 from cifar_lab.errors import InputError
-from cifar_lab.training.checkpoints import Checkpoints
+from cifar_lab.run.build import build
+from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.selection import is_better, meaning, mode_of
 from tests.conftest import record_of
-from tests.test_resume import SMALL, same, stop_at, stop_in
+from tests.run.test_resume import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 # 8 steps an epoch, 4 batches of held-out images
@@ -129,7 +129,7 @@ def test_the_best_is_kept_and_tested_and_the_record_says_so(
 
 def validated(run_dir: Path, arguments: Sequence[str], file: str = "best.ckpt") -> dict[str, float]:
     """What the weights of a checkpoint have on the held-out images, computed anew."""
-    parts = build(config.compose([*arguments, "logger=csv", "callbacks=checkpoints"]), run_dir)
+    parts = build(compose([*arguments, "logger=csv", "callbacks=checkpoints"]), run_dir)
     state = torch.load(run_dir / "checkpoints" / file, weights_only=True)["state_dict"]
     parts.classifier.load_state_dict(state)
     parts.trainer.validate(parts.classifier, datamodule=parts.data, verbose=False)
@@ -402,7 +402,7 @@ REFUSED: list[tuple[Sequence[str], Sequence[str]]] = [
     ),
     (
         [
-            "+callbacks.second._target_=cifar_lab.training.checkpoints.Checkpoints",
+            "+callbacks.second._target_=cifar_lab.training.callbacks.checkpoints.Checkpoints",
             *("+callbacks.second.monitor=val/loss", "+callbacks.second.every_minutes=null"),
         ],
         ["callbacks.second: callbacks.checkpoints keeps the checkpoints"],

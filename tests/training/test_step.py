@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from cifar_lab.data.augment import CutMix, Pipeline, RandomFlip
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.errors import Diverged
-from cifar_lab.training.blocks import arrange
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.schedules import cosine
+from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED
 
 LR = 0.05

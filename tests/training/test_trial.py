@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cifar_lab.errors import InputError
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
-from cifar_lab.training.rng import rng_state
+from cifar_lab.training.callbacks.rng import rng_state
 from cifar_lab.training.trial import Expected, try_loss, try_network
 from tests.conftest import TINY
 
@@ -287,7 +287,7 @@ def test_the_door_says_so_before_anything_is_on_disk(
 
 def test_a_sweep_checks_each_pair_of_network_and_loss(tmp_path: Path) -> None:
     """Each of them fits with another; together one pair does not."""
-    from cifar_lab import config
+    from cifar_lab.config.compose import compose, run_config
     from cifar_lab.sweep.tasks import Check, Findings
     from cifar_lab.sweep.worker import check
 
@@ -296,12 +296,12 @@ def test_a_sweep_checks_each_pair_of_network_and_loss(tmp_path: Path) -> None:
     chosen = [(a, b) for a in (networks[1], "tests.training.test_trial.Linear") for b in losses]
     bare = [*SMALL, "~model.width", "~model.dropout", "~loss.label_smoothing"]
     cfgs = [
-        config.compose([*bare, f"model._target_={network}", f"loss._target_={loss}"])
+        compose([*bare, f"model._target_={network}", f"loss._target_={loss}"])
         for network, loss in chosen
     ]
     found: list[Findings] = []
     answer: Any = SimpleNamespace(send=found.append)
-    configs = [config.run_config(cfg) for cfg in cfgs]
+    configs = [run_config(cfg) for cfg in cfgs]
     check(Check(cfgs=cfgs, configs=configs, answer=answer))
     ((index, reason),) = found[0].wrong
     assert index == 3

@@ -1,0 +1,284 @@
+"""Whether a composed configuration can be built: every wrong value is one clear line.
+
+Nodes with a ``_target_`` are `targets`'; the rest is ranges and rules that no constructor can see.
+Nothing is built here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lab.config.compose import run_config, typed_overrides
+from cifar_lab.config.messages import suggestion
+from cifar_lab.config.schema import Root
+from cifar_lab.config.targets import check_target, locate, target_nodes
+from cifar_lab.errors import InputError
+from cifar_lab.records.digest import flatten
+from cifar_lab.records.processes import World
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that can be known before anything is built.
+
+    Raises:
+        InputError: a key outside the schema, a ``_target_`` that doesn't exist or doesn't take the
+            arguments given, a value of the wrong type, a number that is not finite or out of range.
+    """
+    check_resolved(run_config(cfg))
+
+
+def check_resolved(config: dict[str, Any]) -> None:
+    """`check` of what `run_config` gave."""
+    schema = set(Root.__dataclass_fields__)
+    for key in config:
+        if key not in schema:
+            raise InputError(f"{key}: unknown key{suggestion(key, sorted(schema))}; see --help")
+    for path, node in target_nodes(config, ""):
+        check_target(path, node)
+    for key, value in flatten(config):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InputError(f"{key}={value}: must be a finite number")
+    _check_ranges(config)
+
+
+def _check_ranges(config: dict[str, Any]) -> None:
+    optimizer, trainer = config["optimizer"], config["trainer"]
+    lr = optimizer.get("lr")
+    if isinstance(lr, int | float) and lr <= 0:
+        raise InputError(f"optimizer.lr={lr}: must be above 0, e.g. 0.01")
+    epochs, steps = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    if epochs is None and steps == -1:
+        raise InputError("trainer.max_epochs=null: must be at least 1 (or set trainer.max_steps)")
+    if epochs is not None and epochs < 1:
+        raise InputError(f"trainer.max_epochs={epochs}: must be at least 1")
+    if steps is not None and steps != -1 and steps < 1:
+        raise InputError(f"trainer.max_steps={steps}: must be at least 1, or -1 for no bound")
+    least = trainer.get("min_epochs")
+    if epochs is not None and least is not None and least > epochs:
+        raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
+    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
+        raise InputError(f"trainer.max_time={trainer['max_time']}: must be above 0")
+    if trainer.get("limit_train_batches") == 0:
+        raise InputError("trainer.limit_train_batches=0: must be at least 1 batch (or a fraction)")
+    if trainer.get("limit_test_batches") == 0:
+        raise InputError(
+            "trainer.limit_test_batches=0: must be at least 1 batch (or a fraction), for a run "
+            "ends with its test"
+        )
+    threads = config["threads"]
+    if threads is not None and threads < 1:
+        raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
+    steps = config["steps_per_call"]
+    if steps is not None and steps < 1:
+        raise InputError(f"steps_per_call={steps}: must be at least 1, or null to suit the device")
+    for key, least in (("slots", 1), ("retries", 0)):
+        if config[key] is not None and config[key] < least:
+            raise InputError(f"{key}={config[key]}: must be at least {least}")
+    if config["job_timeout"] is not None and config["job_timeout"] <= 0:
+        raise InputError(f"job_timeout={config['job_timeout']}: must be above 0 seconds, or null")
+    if config["seed"] < 0 or config["seed"] >= 2**32:
+        raise InputError(f"seed={config['seed']}: must lie in 0..4294967295")
+
+
+def check_not_a_sweep(cfg: DictConfig) -> None:
+    """Raises InputError where a ``sweep=`` preset was chosen for what is one run."""
+    given = {override.partition("=")[0].lstrip("+~") for override in typed_overrides(cfg.hydra)}
+    missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
+    if missing:
+        name = cfg.hydra.runtime.choices.get("sweep")
+        what = f"sweep={name}" if name else "hydra.sweeper.params"
+        raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
+
+
+def check_shared_folder(cfg: DictConfig, world: World) -> None:
+    """Raises InputError where processes started side by side would each name another folder."""
+    text = str(OmegaConf.to_container(cfg.hydra.run, resolve=False))
+    if world.joined and ("${now:" in text or "${run_id:" in text):
+        raise InputError(
+            f"hydra.run.dir: the {world.size} processes that {world.launcher} started share one "
+            "folder; name it, as in hydra.run.dir=outputs/runs/first"
+        )
+
+
+def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
+    """The kind of device: cuda, mps or cpu.
+
+    Raises:
+        InputError: this machine doesn't have the devices or the precision asked for.
+    """
+    kind = accelerator(str(trainer.get("accelerator", "auto")))
+    present = _present(kind)
+    unit = {"cuda": "GPU(s)", "mps": "Apple GPU", "cpu": "CPU processes"}[kind]
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, int) and devices != -1 and not 1 <= devices <= present:
+        raise InputError(
+            f"trainer.devices={devices}: this machine has {present} {unit}; "
+            f"must lie in 1..{present}, or -1 for all"
+        )
+    if isinstance(devices, list) and any(i >= present for i in devices):
+        raise InputError(
+            f"trainer.devices={devices}: this machine has {present} {unit}, counted from 0"
+        )
+    _check_precision(str(trainer.get("precision", "32-true")), kind)
+    _check_fused(trainer, optimizer, kind)
+    _check_squares(trainer, optimizer)
+    return kind
+
+
+def check_averages(config: dict[str, Any]) -> None:
+    """Raises InputError where a callback averages weights that are too coarse for it.
+
+    In bfloat16, which has 8 bits, ``average + 0.01 * (weights - average)`` is ``average`` until the
+    two are a fifth apart.
+    """
+    import inspect
+
+    from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+
+    precision = str(config["trainer"].get("precision", "32-true"))
+    if precision not in ("bf16-true", "16-true"):
+        return
+    for name, node in (config["callbacks"] or {}).items():
+        kind = locate(f"callbacks.{name}", node["_target_"])
+        if inspect.isclass(kind) and issubclass(kind, WeightAveraging | StochasticWeightAveraging):
+            raise InputError(
+                f"callbacks.{name}: averages of weights in half precision stand still; "
+                f"trainer.precision={precision} must be {precision.partition('-')[0]}-mixed or "
+                "32-true with it"
+            )
+
+
+def check_processes(trainer: dict[str, Any], kind: str, world: World) -> None:
+    """Whether those who started this process started as many as the run has devices.
+
+    Args:
+        trainer: the resolved group.
+        kind: of device, as `check_devices` gives it.
+        world: who started this process.
+
+    Raises:
+        InputError: too few or too many processes, or a strategy whose processes can't be one run.
+    """
+    strategy, nodes = trainer.get("strategy"), trainer.get("num_nodes") or 1
+    copies = strategy.get("start_method") if isinstance(strategy, dict) else strategy
+    if any(word in str(copies) for word in ("spawn", "fork", "notebook")):
+        raise InputError(
+            f"trainer.strategy={copies}: its processes would be copies of this one, and all would "
+            "write the record; use trainer.strategy=ddp"
+        )
+    if nodes > 1 and not world.launcher:
+        raise InputError(
+            f"trainer.num_nodes={nodes}: this process was started alone; start one for each "
+            "device on every node, with srun or torchrun"
+        )
+    if not world.joined:
+        return
+    devices = _devices_per_node(trainer.get("devices", "auto"), kind)
+    fits = world.size == devices * nodes and world.nodes in (None, nodes)
+    if not fits or world.local_rank >= devices:
+        raise InputError(
+            f"trainer.devices={devices}: {world.launcher} started {world.size} processes "
+            f"({world.said}), and a run is one for each device on each of trainer.num_nodes="
+            f"{nodes}; set them so, or start a single process, which starts the others"
+        )
+
+
+def _devices_per_node(devices: object, kind: str) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return _present(kind) if kind == "cuda" else 1
+    names = [name for name in str(devices).split(",") if name.strip()]
+    return int(names[0]) if len(names) == 1 and names[0].isdecimal() else len(names)
+
+
+def _present(kind: str) -> int:
+    import os
+
+    import torch
+
+    return {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": max(2, os.cpu_count() or 1)}[kind]
+
+
+def accelerator(name: str) -> str:
+    """The kind of device that ``trainer.accelerator`` means here: cuda, mps or cpu.
+
+    Raises:
+        InputError: this machine has none, or there is no such kind.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = {
+        "auto": "cuda" if cuda else "mps" if mps else "cpu",
+        "gpu": "cuda" if cuda else "mps" if mps else "",
+        "cuda": "cuda" if cuda else "",
+        "mps": "mps" if mps else "",
+        "cpu": "cpu",
+    }
+    if name not in found:
+        raise InputError(f"trainer.accelerator={name}: must be one of {', '.join(found)}")
+    if not found[name]:
+        raise InputError(
+            f"trainer.accelerator={name}: this machine has none; use trainer.accelerator=auto"
+        )
+    return found[name]
+
+
+def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -> None:
+    scaled = str(trainer.get("precision", "32-true")) in ("16-mixed", "16")
+    if not (scaled and optimizer.get("fused")):
+        return
+    # a fused step takes float16's scale out of the gradients itself: too late for clipping
+    if trainer.get("gradient_clip_val") or kind == "mps":
+        what = "on MPS" if kind == "mps" else "with trainer.gradient_clip_val"
+        raise InputError(
+            f"optimizer.fused=true: can't be used {what} and trainer.precision=16-mixed; "
+            "set optimizer.fused=false"
+        )
+    # the rule of a first step differs then, and which one is the first only the device knows
+    if dampening := optimizer.get("dampening"):
+        raise InputError(
+            f"optimizer.dampening={dampening}: can't be used with optimizer.fused=true and "
+            "trainer.precision=16-mixed; set optimizer.fused=false"
+        )
+
+
+def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    """Refuses squares of gradients in float16: the small ones are 0 there, and are divided by."""
+    import inspect
+
+    from torch import optim
+
+    adaptive: tuple[type[optim.Optimizer], ...] = (
+        *(optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adafactor),
+        *(optim.Adagrad, optim.Adadelta, optim.RMSprop),
+    )
+    kind = locate("optimizer", optimizer["_target_"])
+    half = str(trainer.get("precision", "32-true")) == "16-true"
+    if half and inspect.isclass(kind) and issubclass(kind, adaptive):
+        raise InputError(
+            f"trainer.precision=16-true: {kind.__name__} keeps squares of gradients, for which "
+            "float16 is too coarse; use 16-mixed, bf16-true or optimizer=sgd"
+        )
+
+
+def _check_precision(precision: str, kind: str) -> None:
+    import torch
+
+    lacking = {
+        "cpu": ("16", "transformer-engine"),
+        "mps": ("64", "bf16", "transformer-engine"),
+        "cuda": () if kind != "cuda" or torch.cuda.is_bf16_supported() else ("bf16",),
+    }[kind]
+    if precision.startswith(lacking):
+        advice = {"cpu": "32-true, 64-true or bf16-mixed", "mps": "32-true or 16-mixed"}
+        raise InputError(
+            f"trainer.precision={precision}: this device ({kind}) lacks it; "
+            f"use {advice.get(kind, '32-true or 16-mixed')}"
+        )

@@ -1,0 +1,161 @@
+"""The plain path: torch's DataLoader, per-sample torchvision transforms, worker processes.
+
+For people who bring their own transforms. Same splits, order, shares and resume as `BatchLoader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
+from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
+from cifar_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+SampleTransform = Callable[[Tensor], Tensor]
+_SampleKey = tuple[int, int]  # row of the split, seed of the sample's augmentation
+
+
+def check_per_sample(pipeline: Pipeline) -> None:
+    """Raises InputError unless every transform has a counterpart in torchvision."""
+    for name, transform in pipeline.transforms.items():
+        if not isinstance(transform, RandomFlip | RandomCrop | ColorJitter):
+            raise InputError(
+                f"data.loader=torchvision: augment.transforms.{name} has no per-sample form in "
+                f"torchvision; use data.loader=device, augment.transforms.{name}=null, or a "
+                "data.transform of your own"
+            )
+
+
+def per_sample(pipeline: Pipeline, size: int) -> list[v2.Transform]:
+    """The torchvision transforms with the same distribution as the pipeline's."""
+    return [_counterpart(transform, size) for transform in pipeline.transforms.values()]
+
+
+def _counterpart(transform: Transform, size: int) -> v2.Transform:
+    from torchvision.transforms import v2
+
+    match transform:
+        case RandomFlip(p=p):
+            return v2.RandomHorizontalFlip(p)
+        case RandomCrop(padding=padding, mode=mode):
+            fill = {"zero": "constant", "reflect": "reflect"}[mode]
+            return v2.RandomCrop(size, padding=padding, padding_mode=fill)
+        case ColorJitter(strength=(brightness, contrast, saturation)):
+            return v2.ColorJitter(brightness, contrast, saturation)
+    raise AssertionError(f"check_per_sample let {transform!r} through")
+
+
+@final
+class TorchvisionLoader(EpochLoader):
+    """Per-sample loading in worker processes; yields what `BatchLoader` yields.
+
+    Every sample's transforms draw from torch's global CPU generator, seeded from (seed, epoch,
+    position) around the call: nothing depends on the number of workers, and the generator of the
+    training process is left as it was.
+
+    Args:
+        images: (N, 3, H, W) uint8 of a whole split, on the CPU.
+        labels: (N,) int64 of the whole split, on the CPU.
+        indices: (n,) int64: the rows of the split to go through.
+        share: cuts the n images into batches.
+        transform: (3, H, W) uint8 to the same, or to float in [0, 1].
+        mean: per channel, subtracted from the image in [0, 1].
+        std: per channel, divides it then.
+        seed: of order and augmentation.
+        shuffle: a new order every epoch, or else that of `indices`.
+        workers: worker processes; 0 loads in the training process.
+        device: where the batches are wanted.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        share: Share,
+        transform: SampleTransform,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int,
+        shuffle: bool,
+        workers: int,
+        device: torch.device,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.share = share
+        self.device = device
+        self._indices = indices
+        self._seed = seed
+        self._shuffle = shuffle
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._upcoming: list[list[_SampleKey]] = []
+        # One DataLoader for all epochs, so that its workers start once. It reads the batches from
+        # the list that every epoch fills anew.
+        self._loader: DataLoader[Any] = DataLoader(
+            _Samples(images, labels, transform, mean, std),
+            batch_sampler=self._upcoming,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            # its seeds for the workers, which nothing uses, would come from the global generator
+            generator=torch.Generator(),
+        )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, on every rank."""
+        return self.share.num_batches
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        self._upcoming[:] = self._keys(epoch)[first:]
+        for images, labels in self._loader:
+            yield (
+                images.to(self.device, non_blocking=True, memory_format=self._memory_format),
+                labels.to(self.device, non_blocking=True),
+            )
+
+    def _keys(self, epoch: int) -> list[list[_SampleKey]]:
+        count, size = self.share.count, self.share.local_batch_size
+        order = epoch_order(count, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+        seeds = torch.randint(2**32, (count,), generator=stream(self._seed, epoch, "augment"))
+        rows = self._indices[self.share.of(order)].tolist()
+        keys = list(zip(rows, self.share.of(seeds).tolist(), strict=True))
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+@final
+class _Samples(Dataset[tuple[Tensor, int]]):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        transform: SampleTransform,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        from torchvision.transforms import v2
+
+        self._images = images
+        self._labels = labels
+        self._transform = transform
+        self._to_float = v2.ToDtype(torch.float32, scale=True)
+        self._normalize = v2.Normalize(mean, std)
+
+    def __getitem__(self, key: _SampleKey) -> tuple[Tensor, int]:
+        row, seed = key
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed: that would seed the GPUs too
+            torch.default_generator.manual_seed(seed)
+            image = self._transform(self._images[row])
+        return self._normalize(self._to_float(image)), int(self._labels[row])

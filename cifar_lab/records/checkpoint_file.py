@@ -1,0 +1,158 @@
+"""Checkpoint files that know whether they are whole.
+
+A sealed checkpoint is what `torch.save` wrote, with a SHA-256 of everything before it in the ZIP
+comment: one file, so that checkpoint and digest can't be torn apart by a crash, a copy or a link.
+`torch.load` and every ZIP tool read it as before. (torch's own reader ignores the ZIP's CRCs.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.errors import InputError
+from cifar_lab.records.files import sync_folder
+
+log = logging.getLogger("cifar_lab")
+
+_LABEL = b"sha256:"
+_DIGEST_CHARACTERS = 64
+# the end-of-central-directory record of a ZIP without a comment, which torch writes last
+_END_SIGNATURE, _END_BYTES = b"PK\x05\x06", 22
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not what was once written, or nothing that may be loaded."""
+
+
+def seal(path: Path) -> None:
+    """Adds the digest to a file that `torch.save` has just written, and flushes it to the disk."""
+    data = path.read_bytes()
+    end = data[-_END_BYTES:]
+    assert end.startswith(_END_SIGNATURE), f"{path}: no plain ZIP"
+    assert end.endswith(b"\0\0"), f"{path}: its ZIP has a comment already"
+    comment_length = struct.pack("<H", len(_LABEL) + _DIGEST_CHARACTERS)
+    digest = hashlib.sha256(memoryview(data)[:-2])
+    digest.update(comment_length + _LABEL)
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(comment_length + _LABEL + digest.hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def verify(path: Path) -> None:
+    """Raises DamagedError where the file is not, to the bit, the one that was sealed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path.name} can't be read ({error.strerror})") from error
+    if not data:
+        raise DamagedError(f"{path.name} is empty")
+    body, digest = memoryview(data)[:-_DIGEST_CHARACTERS], data[-_DIGEST_CHARACTERS:]
+    if bytes(body[-len(_LABEL) :]) != _LABEL:
+        raise DamagedError(f"{path.name} is cut off, or carries no digest")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise DamagedError(f"{path.name} is damaged: its digest differs")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The checkpoint on the CPU: tensors and plain values, no code is run.
+
+    Raises:
+        DamagedError: the digest differs, or the file holds something else than such values.
+    """
+    import torch
+
+    verify(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds here
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedError(f"{path.name} can't be loaded safely: {reason[0]}") from error
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise DamagedError(f"{path.name} is no checkpoint of a run")
+    return found
+
+
+FOLDER = "checkpoints"
+
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for the same file, put in place at once: checkpoints are never changed."""
+    beside = target.with_name(f".{target.name}.partial")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source, beside)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(beside, target)
+    beside.unlink(missing_ok=True)  # rename does nothing where both are names of one file
+    sync_folder(target.parent)
+
+
+def newest_usable(run_dir: Path) -> Path | None:
+    """The checkpoint to continue from: ``last.ckpt``, or ``previous.ckpt`` where that is damaged.
+
+    A damaged one is reported and set aside as ``*.damaged``; None where there is no checkpoint.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    folder = run_dir / FOLDER
+    damaged: list[tuple[Path, DamagedError]] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            load(path)
+        except DamagedError as error:
+            damaged.append((path, error))
+            continue
+        for bad, reason in damaged:
+            os.replace(bad, bad.with_name(f"{bad.name}.damaged"))
+            log.warning("%s; kept as %s.damaged, going on from %s", reason, bad.name, path.name)
+        return path
+    if damaged:
+        raise InputError(
+            f"hydra.run.dir={run_dir}: {'; '.join(str(error) for _, error in damaged)}; "
+            "put a copy back into checkpoints/, or choose another folder to start over"
+        )
+    return None
+
+
+def best_checkpoint(run_dir: Path, best_step: int) -> dict[str, Any]:
+    """The checkpoint of the best epoch, from ``best.ckpt`` or from another that holds that step.
+
+    Raises:
+        DamagedError: none that is whole holds it.
+    """
+    reasons = []
+    for name in (BEST, LAST, PREVIOUS):
+        try:
+            found = load(run_dir / FOLDER / name)
+        except DamagedError as error:
+            reasons.append(str(error))
+            continue
+        if found["global_step"] == best_step:
+            if reasons:
+                log.warning("%s; testing %s, which holds the same step", reasons[0], name)
+            return found
+        reasons.append(f"{name} holds step {found['global_step']}")
+    raise DamagedError(f"no checkpoint holds the best epoch (step {best_step}): {reasons[0]}")
+
+
+def remove_partial(run_dir: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for path in (run_dir / FOLDER).glob(".*.partial"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""Files that are always replaced whole."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        # a full disk must be told of as such, whatever becomes of the half-written file
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the folder itself: without it a power loss may take a rename back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have nothing to flush there
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process left half-written beside the files of ``folder``."""
+    for pattern in (".*.json.[0-9]*", ".*.csv.[0-9]*", ".*.npz.[0-9]*", ".probe.[0-9]*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,292 @@
+"""A composed configuration becomes parts; what a constructor refuses becomes one clear line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab.config.compose import run_config
+from cifar_lab.config.messages import first_line
+from cifar_lab.config.targets import locate
+from cifar_lab.config.validate import (
+    accelerator,
+    check,
+    check_averages,
+    check_devices,
+    check_processes,
+)
+from cifar_lab.errors import InputError
+from cifar_lab.records import processes
+from cifar_lab.run import compatibility
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from cifar_lab.data.datamodule import DataModule
+    from cifar_lab.training.fit import Parts
+
+
+# Groups whose parts have nothing else to fit, and those that are tried out together.
+ALONE = ("optimizer", "scheduler")
+FIT_TOGETHER = ("data", "augment", "model", "loss")
+
+
+def build(cfg: DictConfig, run_dir: Path) -> Parts:
+    """Checks, then builds every part; on disk only the cache of decoded data is made.
+
+    Raises:
+        InputError: what the check or a constructor refuses, with the key's name before it.
+    """
+    resolved = run_config(cfg)
+    check(cfg)  # loads what the targets need, torch and lightning among it
+    import lightning.pytorch as lightning
+    import torch
+
+    from cifar_lab.training.classifier import Classifier
+    from cifar_lab.training.fit import Parts
+    from cifar_lab.training.library_logging import quiet_libraries
+    from cifar_lab.training.steps.compile import prepare
+
+    quiet_libraries()
+    kind = check_devices(resolved["trainer"], resolved["optimizer"])
+    check_averages(resolved)
+    check_processes(resolved["trainer"], kind, processes.find())
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    optimizer = build_alone("optimizer", cfg)
+    data = build_data(cfg)
+    compatibility.check(resolved)
+    with spoken():
+        data.open()
+    lightning.seed_everything(cfg.seed, workers=False, verbose=False)
+    network = build_alone("model", cfg)
+    loss = build_alone("loss", cfg)
+    _try_out(network, loss, cfg, data, kind)
+    channels_last = prepare(
+        network,
+        device=kind,
+        channels_last=cfg.channels_last,
+        mode=cfg.compile.name,
+        graphs=not cfg.cuda_graph,
+    )
+    data.channels_last = data.channels_last and channels_last
+    classifier = Classifier(
+        network=network,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=build_alone("scheduler", cfg),
+        config=resolved,
+    )
+    trainer = _trainer(cfg, resolved, run_dir)
+    data.check_world_size(trainer.world_size)
+    compatibility.check_parts(trainer, data)
+    return Parts(
+        trainer=trainer,
+        classifier=classifier,
+        data=data,
+        steps_per_call=cfg.steps_per_call,
+        cuda_graph=cfg.cuda_graph,
+    )
+
+
+def build_data(cfg: DictConfig) -> DataModule:
+    """The data module alone, not yet opened; raises InputError as `build` does."""
+    data: DataModule = _build(
+        "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
+    )
+    return data
+
+
+def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
+    """Raises InputError where network, loss, labels and images don't fit together."""
+    from cifar_lab.training.trial import Expected, try_loss, try_network
+
+    expected = Expected(
+        size=data.dataset.train.images.shape[1:],
+        classes=data.augment.num_classes,
+        batch_size=data.batch_size,
+        mixes=data.augment.mixes and data.transform is None,
+        device=kind,
+        precision=str(cfg.trainer.get("precision", "32-true")),
+    )
+    name = f"model._target_={cfg.model['_target_']}"
+    advice = _advice(cfg.model, expected.classes)
+    outputs = try_network(network, expected, name=name, advice=advice)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=expected.mixes, name=name)
+
+
+def _advice(node: DictConfig, classes: int) -> str:
+    import inspect
+
+    if "num_classes" in node:
+        return f"set model.num_classes={classes}"
+    parameters = inspect.signature(locate("model", node["_target_"])).parameters
+    takes = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "num_classes" in parameters
+    return f"add +model.num_classes={classes}" if takes else ""
+
+
+def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
+    loggers = [
+        _build(f"logger.{name}", node, **_save_dir(node, run_dir))
+        for name, node in (cfg.logger or {}).items()
+        if node is not None
+    ]
+    callbacks = [
+        _build(f"callbacks.{name}", node)
+        for name, node in (cfg.callbacks or {}).items()
+        if node is not None
+    ]
+    trainer: Trainer = _build(
+        "trainer",
+        cfg.trainer,
+        plugins=_plugins(cfg),
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(run_dir),
+        **_switches(callbacks, resolved),
+    )
+    return trainer
+
+
+def _plugins(cfg: DictConfig) -> list[Any]:
+    """The configured plugins, and what tells Lightning who started this process.
+
+    Left to itself Lightning looks at variables that lie about in shells (`distributed`).
+    """
+    from hydra.utils import instantiate
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    plugins = instantiate(cfg.trainer.get("plugins"), _convert_="all") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        raise InputError(
+            "trainer.plugins: cifar_lab finds out by itself who started its processes; leave the "
+            "cluster environment out"
+        )
+    world = processes.find()
+    if world.launcher == "torchrun":
+        return [*plugins, TorchElasticEnvironment()]
+    if world.launcher == "srun":
+        # it reads the allocation's numbers; the step's have been held against the devices
+        nodes = cfg.trainer.get("num_nodes") or 1
+        os.environ["SLURM_NTASKS"], os.environ["SLURM_NNODES"] = str(world.size), str(nodes)
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(world.size // nodes)
+        # how a run goes on is its folder's business: no SIGUSR1, no job put back by Lightning
+        return [*plugins, SLURMEnvironment(auto_requeue=False)]
+    return [*plugins, LightningEnvironment()]
+
+
+def build_alone(group: str, cfg: DictConfig) -> Any:
+    """Builds the part of a group that needs no other's; raises InputError as `build` does."""
+    part = _build(group, cfg[group])
+    if group == "optimizer":
+        import torch
+
+        # the library's own checks of its numbers, before anything is made
+        trial = _called(group, part, [torch.nn.Parameter(torch.zeros(1))])
+        if cfg.cuda_graph:
+            from cifar_lab.training.steps import cuda_graph
+
+            kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
+            cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+    return part
+
+
+def _build(path: str, node: DictConfig, **runtime: Any) -> Any:
+    """Instantiates the node with plain containers, then calls it with what only the door has."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        factory = instantiate(node, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise InputError(f"{path}: {first_line(str(error.__cause__ or error))}") from error
+    if node.get("_partial_", False):
+        # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
+        return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
+    return _called(path, factory, **runtime)
+
+
+def _called(path: str, factory: Any, *arguments: Any, **runtime: Any) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
+    refusals += (MisconfigurationException,)
+    if path in ("optimizer", "trainer"):
+        # torch's optimizers refuse some settings with it, Lightning two callbacks of one kind
+        refusals += (RuntimeError,)
+    try:
+        return factory(*arguments, **runtime)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
+    except refusals as error:
+        raise InputError(f"{path}: {first_line(str(error))}") from error
+
+
+@contextmanager
+def spoken() -> Iterator[None]:
+    """Fetching and decoding take long and come before there is a train.log: they speak up."""
+    data_log = logging.getLogger("cifar_lab.data")
+    handler = logging.StreamHandler(sys.stderr)
+    level, propagate = data_log.level, data_log.propagate
+    data_log.addHandler(handler)
+    data_log.propagate = False
+    data_log.setLevel(logging.INFO if processes.rank() == 0 else logging.ERROR)
+    try:
+        yield
+    finally:
+        data_log.removeHandler(handler)
+        data_log.propagate = propagate
+        data_log.setLevel(level)
+
+
+def _save_dir(node: DictConfig, run_dir: Path) -> dict[str, str]:
+    import inspect
+
+    target = locate("logger", node["_target_"])
+    takes = "save_dir" in inspect.signature(target).parameters and "save_dir" not in node
+    return {"save_dir": str(run_dir)} if takes else {}
+
+
+def _switches(callbacks: list[Any], resolved: dict[str, Any]) -> dict[str, bool]:
+    """Trainer's switches that follow from the callbacks: without them Lightning adds its own."""
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+    derived = {
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+    }
+    return {key: value for key, value in derived.items() if key not in resolved["trainer"]}
+
+
+def device_name(trainer: Any) -> str:
+    """What a trainer's devices are called, for the record."""
+    import platform
+
+    import torch
+
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.num_devices} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2] for line in file if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    except OSError:
+        pass
+    return f"{device.type}: {name}, {os.cpu_count()} cores"

@@ -1,0 +1,283 @@
+"""Rules between the groups of a configuration that no constructor can see."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab.config.messages import suggestion
+from cifar_lab.config.targets import locate
+from cifar_lab.errors import InputError
+from cifar_lab.training.selection import TRAINING, VALIDATION, meaning, mode_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+
+    from cifar_lab.data.datamodule import DataModule
+
+
+@dataclass(frozen=True)
+class _Callback:
+    """A node among the callbacks.
+
+    Attributes:
+        path: its dotted key.
+        kind: what its ``_target_`` names.
+        node: its arguments as given.
+    """
+
+    path: str
+    kind: Any
+    node: dict[str, Any]
+
+    def is_a(self, *kinds: type) -> bool:
+        return inspect.isclass(self.kind) and issubclass(self.kind, kinds)
+
+    def argument(self, name: str) -> Any:
+        """As given, else the default; None where there is no such argument."""
+        parameters = inspect.signature(self.kind).parameters
+        default = parameters[name].default if name in parameters else None
+        return self.node.get(name, None if default is inspect.Parameter.empty else default)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises InputError where parts that are right alone don't go together."""
+    from cifar_lab.training.callbacks.checkpoints import Checkpoints
+
+    interval = config["trainer"].get("val_check_interval")
+    if isinstance(interval, str | dict):
+        raise InputError(
+            f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
+            "no run could be repeated; must be a number of batches or a share of the epoch"
+        )
+    callbacks = list(_callbacks(config))
+    checkpoints = [callback for callback in callbacks if callback.is_a(Checkpoints)]
+    if len(checkpoints) > 1:
+        first, second = checkpoints[:2]
+        raise InputError(f"{second.path}: {first.path} keeps the checkpoints; leave one of them")
+    for callback in callbacks:
+        if inspect.isclass(callback.kind):
+            check_callback(callback.path, callback.kind)
+        if isinstance(callback.argument("monitor"), str):
+            _check_monitor(callback, config, _metrics(callbacks))
+    if checkpoints and checkpoints[0].argument("monitor") is not None:
+        _check_selection(config)
+
+
+def _callbacks(config: dict[str, Any]) -> Iterator[_Callback]:
+    for name, node in (config["callbacks"] or {}).items():
+        if isinstance(node, dict) and "_target_" in node:
+            path = f"callbacks.{name}"
+            yield _Callback(path, locate(path, node["_target_"]), node)
+
+
+# --- callbacks that change what was configured ---------------------------------------------------
+
+
+def check_callback(path: str, kind: type) -> None:
+    """Raises InputError for the kinds that would make the record or the result untrue.
+
+    They were tried with lightning 2.6.6; what another callback changes, `WatchLayout` finds out.
+    """
+    from lightning.pytorch import callbacks as theirs
+
+    from cifar_lab.training.callbacks.ema import Ema
+
+    refused: dict[type, str] = {
+        theirs.BatchSizeFinder: (
+            "changes the batch that was configured; "
+            "compare sizes with -m data.batch_size=64,128,256 instead"
+        ),
+        theirs.LearningRateFinder: (
+            "changes the rate that was configured; "
+            "compare rates with -m optimizer.lr=0.01,0.03,0.1 instead"
+        ),
+        theirs.GradientAccumulationScheduler: (
+            "changes the number of steps that the learning rates are laid out for; "
+            "use trainer.accumulate_grad_batches, one number for the whole fit"
+        ),
+        theirs.StochasticWeightAveraging: (
+            "has an average that is in no checkpoint and is not tested; use callbacks=ema"
+        ),
+        theirs.WeightAveraging: (
+            "takes its averages for the weights where a run is stopped within a validation; "
+            "use callbacks=ema"
+        ),
+        theirs.ModelPruning: (
+            "changes the weights after they were validated, and loses its masks where a run is "
+            "continued; prune the checkpoint of a finished run"
+        ),
+        theirs.BaseFinetuning: (
+            "adds parameters that the learning rates are not laid out for; "
+            "freeze layers where the network is made (requires_grad_(False))"
+        ),
+        theirs.OnExceptionCheckpoint: (
+            "has Lightning start from the file that it left; "
+            "callbacks.checkpoints keeps what a run goes on from"
+        ),
+    }
+    for other, reason in refused.items():
+        if issubclass(kind, other) and not issubclass(kind, Ema):
+            name = kind.__name__ if kind is other else f"{kind.__name__} (a {other.__name__})"
+            raise InputError(f"{path}: {name} {reason}")
+
+
+def check_parts(trainer: Trainer, data: DataModule) -> None:
+    """`check` of what only the built parts tell; raises InputError.
+
+    A target may be a function, and Lightning adds callbacks of other packages.
+    """
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+    from cifar_lab.training.callbacks.checkpoints import Checkpoints, folder_of
+
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    kept = any(isinstance(callback, Checkpoints) for callback in callbacks)
+    if kept and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+        raise InputError(
+            "trainer.plugins: AsyncCheckpointIO writes later than it says, and "
+            "callbacks.checkpoints must know when a file is whole; leave one of them out"
+        )
+    for callback in callbacks:
+        check_callback("callbacks", type(callback))
+        if kept and isinstance(callback, ModelCheckpoint):
+            # where Lightning puts them when nobody says it and there is no logger
+            default = None if trainer.loggers else folder_of(trainer)
+            folder = default if callback.dirpath is None else Path(callback.dirpath)
+            if folder is not None and folder.resolve() == folder_of(trainer).resolve():
+                raise InputError(
+                    f"callbacks: ModelCheckpoint would write among the files of "
+                    f"callbacks.checkpoints ({folder}); give it a dirpath of its own"
+                )
+    _check_interval(trainer, data)
+
+
+# --- what selects ---------------------------------------------------------------------------------
+
+
+def _metrics(callbacks: list[_Callback]) -> list[str] | None:
+    """All metrics that will be logged; None where a callback of the person's own may log others."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from cifar_lab.training.callbacks.grad_norm import GradNorm
+
+    ours = ("cifar_lab.", "lightning.")
+    if any(not c.kind.__module__.startswith(ours) or c.is_a(LambdaCallback) for c in callbacks):
+        return None
+    norm = ["grad_norm"] if any(callback.is_a(GradNorm) for callback in callbacks) else []
+    return [*VALIDATION, *TRAINING, "images_per_s", *norm]
+
+
+def _check_monitor(callback: _Callback, config: dict[str, Any], metrics: list[str] | None) -> None:
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+    from cifar_lab.training.callbacks.checkpoints import Checkpoints
+
+    path, monitor = callback.path, callback.argument("monitor")
+    if monitor.startswith("test/"):
+        raise InputError(
+            f"{path}.monitor={monitor}: the test images are looked at once, after the fit; "
+            f"must be {' or '.join(VALIDATION)}"
+        )
+    if callback.is_a(Checkpoints) and not monitor.startswith("val/"):
+        return  # its own to refuse
+    if metrics is not None and monitor not in metrics:
+        raise InputError(
+            f"{path}.monitor={monitor}: nothing logs it{suggestion(monitor, metrics)}; "
+            f"must be one of {', '.join(metrics)}"
+        )
+    if callback.is_a(Checkpoints, EarlyStopping, ModelCheckpoint):
+        # Lightning's default is no answer where the name gives none
+        known = meaning(monitor) is not None
+        try:
+            mode_of(monitor, callback.argument("mode") if known else callback.node.get("mode"))
+        except InputError as error:
+            raise InputError(f"{path}.{error}") from error
+    reason = _no_validation(config) if monitor.startswith("val/") else None
+    if reason and not callback.is_a(Checkpoints):
+        raise InputError(f"{path}.monitor={monitor}: {reason}, or leave the callback out")
+    if callback.is_a(EarlyStopping):
+        _check_stopping(callback, config["trainer"])
+
+
+def _check_stopping(callback: _Callback, trainer: dict[str, Any]) -> None:
+    """Lightning looks where an epoch ends or where a validation does: the value must be new."""
+    interval, every = trainer.get("val_check_interval"), trainer.get("check_val_every_n_epoch", 1)
+    each_epoch = every == 1 and interval in (1.0, None)
+    where = callback.argument("check_on_train_epoch_end")
+    at_epoch_end = each_epoch if where is None else where
+    path, monitor = callback.path, callback.argument("monitor")
+    if monitor.startswith("val/"):
+        if at_epoch_end and not each_epoch:
+            raise InputError(
+                f"{path}.check_on_train_epoch_end=true: {monitor} is not new at the end of every "
+                "epoch with these trainer.check_val_every_n_epoch and trainer.val_check_interval; "
+                "use null"
+            )
+    elif not at_epoch_end and monitor in (*TRAINING, "grad_norm", "images_per_s"):
+        raise InputError(
+            f"{path}.monitor={monitor}: is new where an epoch ends, and this looks where a "
+            f"validation does; add +{path}.check_on_train_epoch_end=true"
+        )
+
+
+def _no_validation(config: dict[str, Any]) -> str | None:
+    """Why no validation will ever run, and what to do; None where one will."""
+    trainer, val_size = config["trainer"], config["data"].get("val_size")
+    if val_size == 0:
+        return "nothing is held out with data.val_size=0; set data.val_size"
+    if trainer.get("fast_dev_run"):
+        return None  # which validates whatever these say
+    limit, every = trainer.get("limit_val_batches"), trainer.get("check_val_every_n_epoch")
+    if limit == 0:
+        return f"no batch is validated with trainer.limit_val_batches={limit}; set it to 1.0"
+    epochs = trainer.get("max_epochs")
+    if every is not None and epochs is not None and 0 < epochs < every:
+        return (
+            f"no epoch is validated with trainer.check_val_every_n_epoch={every} and "
+            f"trainer.max_epochs={epochs}; set it to {epochs} or less"
+        )
+    return None
+
+
+def _check_selection(config: dict[str, Any]) -> None:
+    val_size, reason = config["data"].get("val_size"), _no_validation(config)
+    if reason and val_size != 0:  # with 0 the last weights are tested, and that is said
+        raise InputError(
+            f"callbacks.checkpoints.monitor: {val_size} images are held out to select with, and "
+            f"{reason}, or callbacks.checkpoints.monitor=null to test the last weights"
+        )
+
+
+def _check_interval(trainer: Trainer, data: DataModule) -> None:
+    # validation within the epoch, as it was asked for
+    from cifar_lab.training.steps.multistep import limited, validates_within_epochs
+
+    if not validates_within_epochs(trainer):
+        return
+    interval, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches
+    batches = limited(trainer, data.train_dataloader().num_batches)
+    across = trainer.check_val_every_n_epoch is None
+    name = f"trainer.val_check_interval={interval}"
+    every = interval if isinstance(interval, int) else int(batches * interval)
+    if every < 1:
+        raise InputError(f"{name}: must be at least 1 of the epoch's {batches} batches")
+    if every > batches and not across and trainer.limit_val_batches:
+        raise InputError(
+            f"{name}: must be at most {batches}, the batches of an epoch (or set "
+            "trainer.check_val_every_n_epoch=null to count across epochs)"
+        )
+    # a checkpoint doesn't hold gradients that are still accumulated
+    if every % accumulated or (across and batches % accumulated):
+        raise InputError(
+            f"{name}: validates within a step of trainer.accumulate_grad_batches={accumulated}; "
+            + (
+                f"an epoch's {batches} batches must be a multiple of it as well"
+                if across and every % accumulated == 0
+                else f"must be a multiple of it ({every} batches here)"
+            )
+        )

@@ -1,0 +1,166 @@
+"""What a start means in a folder that holds an earlier one: go on, repeat its result, or refuse."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.config.targets import locate
+from cifar_lab.errors import InputError
+from cifar_lab.records.digest import config_digest, flatten, is_no_identity, same_images
+from cifar_lab.records.record import FILE_NAME, read_record
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The run that a folder holds.
+
+    Attributes:
+        record: its run.json; empty where there is none.
+        finished: it is this very run, if it was on these images, and nothing is left to do.
+        checkpoint: where to go on; which of its checkpoints is whole is decided under the lock.
+    """
+
+    record: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+    checkpoint: Path | None = None
+
+
+def check_images(
+    run_dir: Path, config: Mapping[str, Any], record: Mapping[str, Any], images: str | None
+) -> None:
+    """Refuses images that are not those of the folder's run; where they lie decides nothing.
+
+    Args:
+        run_dir: the folder.
+        config: of this start, resolved.
+        record: of the folder's run; one that ended before it had read any images fits all.
+        images: as in `identity.same_images`.
+
+    Raises:
+        InputError: they are others.
+    """
+    before = record.get("data") or {}
+    if not before.get("digest") or same_images(images, before):
+        return
+    found = "the official images, not on this machine" if images is None else images[:12]
+    then = record.get("config") or {}
+    raise InputError(
+        f"{root_of(config)}: these images ({found}) are not those of the run in {run_dir} "
+        f"({before['digest'][:12]}, {root_of(then)} then); give those to go on with it or to see "
+        "its result, or choose another hydra.run.dir for a run on these"
+    )
+
+
+def root_of(config: Mapping[str, Any]) -> str:
+    """What a configuration says of where its images lie, as a person types it."""
+    data = config.get("data") or {}
+    if "root" in data:
+        return f"data.root={'null' if data['root'] is None else data['root']}"
+    return f"data={str(data.get('_target_')).rpartition('.')[2].lower()}"
+
+
+def look(run_dir: Path, config: dict[str, Any]) -> Earlier:
+    """What the folder holds for a run of this resolved configuration; `check_images` comes after.
+
+    Raises:
+        InputError: another run, or one that goes on, or ``resume`` forbids what would follow.
+    """
+    mode = config["resume"]
+    if not (run_dir / FILE_NAME).exists():
+        if any(run_dir.glob("checkpoints/*.ckpt")):
+            # the next start would go on from them, whatever they are of
+            raise InputError(
+                f"hydra.run.dir={run_dir}: holds checkpoints and no {FILE_NAME} that says which "
+                "run they are of; put it back, or choose another folder"
+            )
+        if mode == "must":
+            raise InputError(
+                f"resume=must: {run_dir} holds no run; give the folder of one with "
+                "hydra.run.dir=..., or use resume=auto"
+            )
+        return Earlier()
+    if mode == "never":
+        raise InputError(
+            f"resume=never: {run_dir} holds a run, and nothing is deleted; "
+            "choose another hydra.run.dir, or resume=auto to continue it"
+        )
+    record = _read(run_dir)
+    longer = _longer_by(record, run_dir, config)
+    if record["status"] == "finished" and not longer:
+        return Earlier(record, finished=True)
+    if longer:
+        print(f"cifar_lab: {run_dir}: {longer} more epochs for this run", file=sys.stderr)
+    checkpoints = [run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+    checkpoint = next((path for path in checkpoints if path.exists()), None)
+    if mode == "must" and checkpoint is None:
+        raise InputError(
+            f"resume=must: the run in {run_dir} has left no checkpoint; "
+            "use resume=auto to start it over"
+        )
+    return Earlier(record, checkpoint=checkpoint)
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    try:
+        record = read_record(run_dir)
+    except (OSError, ValueError) as error:
+        raise InputError(f"hydra.run.dir={run_dir}: its {FILE_NAME}: {error}") from error
+    # one that this very process could not close (a full disk) is over
+    if record["status"] == "running" and record["pid"] != os.getpid():
+        raise InputError(
+            f"hydra.run.dir={run_dir}: process {record['pid']} on {record['host']} "
+            "is running in it; wait for it, or choose another folder"
+        )
+    return record
+
+
+def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) -> int:
+    """Epochs that this configuration has more than the folder's, which else is the same.
+
+    Raises:
+        InputError: something else differs, or the run can't be made longer.
+    """
+    if record["config_digest"] == config_digest(config):
+        return 0
+    old, new = dict(flatten(record["config"])), dict(flatten(config))
+    differing = [
+        key
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not is_no_identity(key)
+    ]
+    if not differing:  # a key that is new here, and null
+        return 0
+    epochs_key = "trainer.max_epochs"
+    before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
+    if differing == [epochs_key] and now > before > 0:
+        if reason := _fixed_length(record, before, config):
+            raise InputError(
+                f"{epochs_key}={now}: {run_dir} holds a run of {before} epochs, {reason}; "
+                f"choose another folder for one of {now}, or give {epochs_key}={before}"
+            )
+        return int(now - before)
+    raise InputError(
+        f"hydra.run.dir={run_dir}: holds a run of another configuration; these differ: "
+        + ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differing)
+        + "; choose another folder, or give the same configuration to continue it"
+    )
+
+
+def _fixed_length(record: dict[str, Any], epochs: int, config: dict[str, Any]) -> str | None:
+    """Why the folder's run would be another one had it been longer; None where it would not."""
+    from cifar_lab.training.schedules import depends_on_length
+
+    target = str(config["scheduler"]["_target_"])
+    if depends_on_length(locate("scheduler", target)):
+        name = target.rpartition(".")[2]
+        return f"whose learning rates depend on that number (scheduler={name})"
+    if config["trainer"].get("max_steps", -1) != -1:
+        return "which trainer.max_steps bounds as well"
+    if record["status"] == "finished" and record["epochs"] < epochs:
+        return f"which stopped early, after {record['epochs']}"
+    return None

@@ -1,0 +1,93 @@
+"""What is read back from a run folder never runs code that isn't a part of a run."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from cifar_lab.config.compose import compose, run_config
+from cifar_lab.config.targets import check_targets_of_record
+from cifar_lab.errors import InputError
+from tests.conftest import TINY
+
+
+@lru_cache
+def composed(*overrides: str) -> dict[str, Any]:
+    return run_config(compose(overrides))
+
+
+def resolved(*overrides: str) -> dict[str, Any]:
+    return deepcopy(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        TINY,
+        ("data=synthetic", "augment=strong", "optimizer=adamw", "callbacks=early_stopping"),
+        ("model._target_=torchvision.models.resnet18", "~model.width", "~model.dropout"),
+    ],
+    ids=range(4),
+)
+def test_shipped_configurations_are_accepted(overrides: tuple[str, ...]) -> None:
+    check_targets_of_record(resolved(*overrides))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "torch.load",
+        "torch.hub.load",
+        "torch.utils.cpp_extension.load",
+        "torch.nn.modules.module.warnings.sys.exit",
+        "torchvision.models._api.importlib.import_module",
+        "lightning.pytorch.callbacks.model_checkpoint.os.remove",
+        "cifar_lab.training.fit.signals.poll",
+        "cifar_lab.__main__.main",
+        "torch.nnx.Module",
+    ],
+)
+@pytest.mark.parametrize("place", ["model", "data.transform", "callbacks.x", "deep"])
+def test_any_other_target_is_refused_by_name(target: str, place: str) -> None:
+    cfg = resolved(*TINY)
+    node = {"_target_": target}
+    if place == "deep":
+        cfg["augment"]["transforms"]["list"] = [{"inner": node}]
+    elif "." in place:
+        group, name = place.split(".")
+        cfg[group][name] = node
+    else:
+        cfg[place] = node
+    with pytest.raises(InputError, match="not a part of a run"):
+        check_targets_of_record(cfg)
+
+
+def test_a_module_is_not_imported_to_be_refused(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = resolved(*TINY)
+    cfg["model"] = {"_target_": "evil.Network"}
+    with pytest.raises(InputError, match="evil"):
+        check_targets_of_record(cfg)
+
+
+def test_own_networks_are_accepted_where_they_are_named(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "own_networks.py").write_text("class Net: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = resolved(*TINY)
+    cfg["model"] = {"_target_": "own_networks.Net"}
+    check_targets_of_record(cfg, also=["own_networks"])
+
+
+def test_a_value_still_to_be_interpolated_is_refused() -> None:
+    cfg = resolved(*TINY)
+    cfg["data"]["root"] = "${oc.env:HOME}"
+    with pytest.raises(InputError, match=r"data\.root"):
+        check_targets_of_record(cfg)

@@ -1,0 +1,110 @@
+"""Two configurations are one run where nothing that decides a result differs, and only there."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from typing import Any
+
+import pytest
+
+from cifar_lab.records.digest import (
+    NOT_IDENTITY,
+    config_digest,
+    flatten,
+    is_no_identity,
+    run_digest,
+    same_images,
+)
+
+CONFIG: dict[str, Any] = {
+    "seed": 3,
+    "model": {"_target_": "a.B", "num_blocks": [1, 2], "extra": {}},
+    "optimizer": {"lr": 0.1, "groups": {"bias": {"lr": 6.4}}},
+    "threads": None,
+    "data": {"val_size": 50},
+}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The configuration with one dotted key set, new or not."""
+    config = copy.deepcopy(CONFIG)
+    *path, last = key.split(".")
+    node = config
+    for name in path:
+        node = node.setdefault(name, {})
+    node[last] = value
+    return config
+
+
+def test_flattening_gives_every_leaf_its_dotted_key() -> None:
+    assert list(flatten(CONFIG)) == [
+        ("seed", 3),
+        ("model._target_", "a.B"),
+        ("model.num_blocks", [1, 2]),
+        ("model.extra", {}),
+        ("optimizer.lr", 0.1),
+        ("optimizer.groups.bias.lr", 6.4),
+        ("threads", None),
+        ("data.val_size", 50),
+    ]
+    assert list(flatten({"b": 1, "c": {2: 3}}, "a.")) == [("a.b", 1), ("a.c.2", 3)]
+
+
+@pytest.mark.parametrize("key", [key for key, _ in flatten(CONFIG)])
+def test_whatever_decides_a_result_changes_the_digest(key: str) -> None:
+    before = config_digest(CONFIG)
+    assert config_digest(changed(key, "another")) != before
+    assert config_digest(changed(f"{key}_2", "new")) != before
+
+
+@pytest.mark.parametrize("key", NOT_IDENTITY)
+def test_what_decides_none_does_not(key: str) -> None:
+    before = config_digest(CONFIG)
+    assert is_no_identity(key)
+    assert config_digest(changed(key, "anything")) == before
+    assert config_digest(changed(f"{key}.below", "anything")) == before
+    # a name that only begins so is another key
+    assert not is_no_identity(f"{key}_2")
+    assert config_digest(changed(f"{key}_2", "anything")) != before
+
+
+def test_the_order_of_keys_is_no_part_of_it_but_that_of_values_is() -> None:
+    turned = {key: CONFIG[key] for key in reversed(CONFIG)}
+    turned["optimizer"] = {"groups": {"bias": {"lr": 6.4}}, "lr": 0.1}
+    assert config_digest(turned) == config_digest(CONFIG)
+    assert config_digest(changed("model.num_blocks", [2, 1])) != config_digest(CONFIG)
+    assert len({config_digest(changed("seed", value)) for value in (3, "3", 3.5, None, [3])}) == 5
+
+
+def test_the_digest_is_what_it_was() -> None:
+    # it stands in every run.json and in the folders' names of sweeps: were it another, finished
+    # runs would not be found again
+    assert (
+        config_digest(CONFIG) == "9a7106c2b365f3f4ae89cacbe51f72ee5fab1ab0caf500aca4c8fa1cd620673a"
+    )
+
+
+def test_a_run_is_its_configuration_and_its_images() -> None:
+    pairs = [(config, images) for config in ("c1", "c2") for images in ("i1", "i2")]
+    assert len({run_digest(*pair) for pair in pairs}) == 4
+    # as above: it is on record
+    assert run_digest("c1", "i1") == hashlib.sha256(b"c1 i1").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("images", "data", "same"),
+    [
+        ("a", {"digest": "a", "official": False}, True),
+        ("b", {"digest": "a", "official": True}, False),
+        ("a", {}, False),
+        # the official ones, which nobody has fetched yet
+        (None, {"digest": "a", "official": True}, True),
+        (None, {"digest": "a", "official": False}, False),
+        (None, {}, False),
+    ],
+)
+def test_images_are_the_same_by_their_digest_or_as_the_official_ones(
+    images: str | None, data: dict[str, Any], same: bool
+) -> None:
+    assert same_images(images, data) is same

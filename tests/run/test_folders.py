@@ -1,0 +1,281 @@
+"""What a start means in a folder that holds a run: one line for each case, and nothing touched."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lab.config.compose import compose, run_config
+from cifar_lab.errors import InputError
+from cifar_lab.records.digest import config_digest
+from cifar_lab.records.environment import process_started
+from cifar_lab.records.record import Record
+from cifar_lab.run.resume import Earlier, check_images, look, root_of
+from tests.conftest import TINY, record_of
+
+Config = dict[str, Any]
+Make = Callable[..., tuple[Path, Config]]
+
+
+def resolved(**trainer: Any) -> Config:
+    """A configuration with a schedule that a longer run would have had too."""
+    config = copy.deepcopy(composed())
+    config["trainer"] |= trainer
+    return config
+
+
+@lru_cache
+def composed() -> Config:
+    return run_config(compose([*TINY, "scheduler=constant", "trainer.max_epochs=1"]))
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A folder that holds a run of this configuration, finished unless `fields` say otherwise."""
+
+    def made(config: Config | None = None, **fields: Any) -> tuple[Path, Config]:
+        folder = tmp_path / "run"
+        checkpoints(folder).mkdir(parents=True)
+        for name in ("last.ckpt", "previous.ckpt"):
+            (checkpoints(folder) / name).touch()
+        config = config or resolved()
+        ours = {"config": config, "config_digest": config_digest(config), "status": "finished"}
+        record = Record(folder, {**ours, "epochs": config["trainer"]["max_epochs"], **fields})
+        record.close(fields.get("status", "finished"))
+        return folder, copy.deepcopy(config)
+
+    return made
+
+
+def refused(folder: Path, config: Config) -> str:
+    """The one line with which it is refused; the folder is as it was."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(InputError) as error:
+        look(folder, config)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    return str(error.value)
+
+
+def checkpoints(folder: Path) -> Path:
+    return folder / "checkpoints"
+
+
+# --- with and without a run -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "never"])
+def test_an_empty_folder_is_a_new_run(tmp_path: Path, mode: str) -> None:
+    assert look(tmp_path, {"resume": mode}) == Earlier(record={}, finished=False, checkpoint=None)
+
+
+def test_must_needs_a_run(tmp_path: Path) -> None:
+    assert f"resume=must: {tmp_path} holds no run" in refused(tmp_path, {"resume": "must"})
+
+
+def test_never_wants_none(make: Make) -> None:
+    folder, config = make()
+    assert f"resume=never: {folder} holds a run" in refused(folder, {**config, "resume": "never"})
+
+
+@pytest.mark.parametrize("mode", ["auto", "must"])
+def test_a_finished_run_is_its_result(make: Make, mode: str) -> None:
+    folder, config = make()
+    earlier = look(folder, {**config, "resume": mode})
+    assert earlier == Earlier(record_of(folder), finished=True, checkpoint=None)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed", "diverged", "pruned"])
+def test_an_unfinished_one_goes_on_from_its_last_checkpoint(
+    make: Make, status: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = make(status=status)
+    earlier = look(folder, config)
+    assert (earlier.finished, earlier.record["status"]) == (False, status)
+    assert earlier.checkpoint == checkpoints(folder) / "last.ckpt"
+    earlier.checkpoint.unlink()
+    assert look(folder, config).checkpoint == checkpoints(folder) / "previous.ckpt"
+    assert look(folder, {**config, "resume": "must"}).checkpoint is not None
+    (checkpoints(folder) / "previous.ckpt").unlink()
+    assert look(folder, config).checkpoint is None
+    assert "has left no checkpoint" in refused(folder, {**config, "resume": "must"})
+    assert capfd.readouterr().err == ""
+
+
+# --- records that are no record, or of one that runs ----------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
+def test_a_record_that_can_not_be_read_is_said(make: Make, text: str) -> None:
+    folder, config = make()
+    (folder / "run.json").write_text(text)
+    assert f"hydra.run.dir={folder}: its run.json: " in refused(folder, config)
+
+
+def test_a_run_that_goes_on_is_left_alone(make: Make) -> None:
+    parent, host = os.getppid(), socket.gethostname()
+    started = process_started(parent)
+    folder, config = make(status="running", pid=parent, pid_started=started, host=host)
+    said = refused(folder, config)
+    assert f"hydra.run.dir={folder}: process {parent} on {host} is running in it" in said
+
+
+def test_one_of_this_very_process_that_it_could_not_close_is_over(make: Make) -> None:
+    mine = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    folder, config = make(status="running", host=socket.gethostname(), **mine)
+    assert look(folder, config).checkpoint == checkpoints(folder) / "last.ckpt"
+
+
+# --- other configurations -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_what_differs_is_named_and_nothing_else(make: Make, status: str) -> None:
+    folder, config = make(status=status)
+    config["optimizer"]["lr"] = 0.5
+    config["model"]["width"] = 8
+    config["new"] = {"key": 1}  # only here
+    del config["optimizer"]["momentum"]  # only there
+    config["steps_per_call"] = 16  # no part of what a run is
+    said = refused(folder, config)
+    assert f"hydra.run.dir={folder}: holds a run of another configuration" in said
+    named = said.partition("these differ: ")[2].partition("; choose")[0]
+    assert named == (
+        "model.width (4 there, 8 here), new.key (None there, 1 here), "
+        "optimizer.lr (0.03 there, 0.5 here), optimizer.momentum (0.9 there, None here)"
+    )
+
+
+def test_what_decides_no_result_may_differ(make: Make) -> None:
+    folder, config = make()
+    config["steps_per_call"] = 16
+    config["data"]["offline"] = "whatever"
+    assert look(folder, config).finished
+
+
+def test_a_key_that_the_earlier_run_had_not_yet_may_be_null(make: Make) -> None:
+    folder, config = make()
+    config["optimizer"]["newer"] = None
+    assert look(folder, config).finished
+
+
+# --- other images ---------------------------------------------------------------------------------
+
+HERS = {"digest": "a" * 64, "official": False}
+
+
+def test_the_same_images_are_taken_wherever_they_lie(tmp_path: Path) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": "elsewhere"}}
+    then = {"data": {"_target_": "a.Cifar10", "root": "there"}}
+    check_images(tmp_path, config, {"data": HERS, "config": then}, "a" * 64)
+    check_images(tmp_path, config, {"data": {**HERS, "official": True}, "config": then}, None)
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"data": None}, {"data": {}}, {"data": {"digest": None, "official": True}}]
+)
+@pytest.mark.parametrize("images", ["b" * 64, None])
+def test_a_run_that_had_not_read_any_fits_all(
+    tmp_path: Path, record: dict[str, Any], images: str | None
+) -> None:
+    check_images(tmp_path, {}, record, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [("b" * 64, "b" * 12), (None, "the official images, not on this machine")],
+)
+def test_other_images_are_refused_with_both_digests_and_both_places(
+    tmp_path: Path, images: str | None, found: str
+) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": None}}
+    record = {"data": HERS, "config": {"data": {"_target_": "a.Cifar10", "root": "x.zip"}}}
+    with pytest.raises(InputError) as error:
+        check_images(tmp_path, config, record, images)
+    assert str(error.value) == (
+        f"data.root=null: these images ({found}) are not those of the run in {tmp_path} "
+        f"({'a' * 12}, data.root=x.zip then); give those to go on with it or to see its result, "
+        "or choose another hydra.run.dir for a run on these"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"data": {"_target_": "a.b.Cifar10", "root": "x.zip"}}, "data.root=x.zip"),
+        ({"data": {"_target_": "a.b.Cifar10", "root": None}}, "data.root=null"),
+        ({"data": {"_target_": "a.b.Synthetic"}}, "data=synthetic"),
+    ],
+)
+def test_where_images_lie_is_said_as_it_is_typed(config: Config, said: str) -> None:
+    assert root_of(config) == said
+
+
+# --- longer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_a_longer_run_goes_on_where_it_would_have_come_by(
+    make: Make, status: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = make(status=status)
+    earlier = look(folder, resolved(max_epochs=4))
+    assert (earlier.finished, earlier.checkpoint) == (False, checkpoints(folder) / "last.ckpt")
+    assert f"cifar_lab: {folder}: 3 more epochs for this run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 2), (3, None), (None, 3), (0, 3)])
+def test_a_shorter_one_or_one_without_a_bound_is_another(
+    make: Make, before: int | None, now: int | None
+) -> None:
+    folder, _ = make(resolved(max_epochs=before))
+    said = refused(folder, resolved(max_epochs=now))
+    assert f"trainer.max_epochs ({before} there, {now} here)" in said
+
+
+def test_a_longer_one_in_which_something_else_differs_too_is_another(make: Make) -> None:
+    folder, _ = make()
+    said = refused(folder, {**resolved(max_epochs=4), "seed": 7})
+    assert "seed (0 there, 7 here), trainer.max_epochs (1 there, 4 here)" in said
+
+
+def test_a_schedule_that_depends_on_the_length_is_named(make: Make) -> None:
+    cosine = run_config(compose([*TINY, "scheduler=cosine"]))["scheduler"]
+    folder, _ = make({**resolved(), "scheduler": cosine})
+    said = refused(folder, {**resolved(max_epochs=4), "scheduler": cosine})
+    assert f"trainer.max_epochs=4: {folder} holds a run of 1 epochs, whose learning rates" in said
+    assert "(scheduler=cosine); choose another folder for one of 4" in said
+    assert said.endswith("or give trainer.max_epochs=1")
+
+
+def test_a_schedule_that_is_gone_is_named_by_its_key(make: Make) -> None:
+    gone = {"_target_": "cifar_lab.nowhere.schedule"}
+    folder, _ = make({**resolved(), "scheduler": gone})
+    said = refused(folder, {**resolved(max_epochs=4), "scheduler": gone})
+    assert said.startswith("scheduler")
+
+
+def test_a_bound_on_the_steps_is_named(make: Make) -> None:
+    folder, _ = make(resolved(max_steps=5))
+    said = refused(folder, resolved(max_steps=5, max_epochs=4))
+    assert "holds a run of 1 epochs, which trainer.max_steps bounds as well; choose" in said
+
+
+def test_only_a_finished_run_can_have_stopped_early(make: Make) -> None:
+    folder, _ = make(resolved(max_epochs=3), epochs=2)
+    said = refused(folder, resolved(max_epochs=5))
+    assert "holds a run of 3 epochs, which stopped early, after 2; choose" in said
+
+
+@pytest.mark.parametrize(("status", "epochs"), [("interrupted", 2), ("finished", 3)])
+def test_one_that_was_stopped_or_made_all_its_epochs_did_not(
+    make: Make, status: str, epochs: int
+) -> None:
+    folder, _ = make(resolved(max_epochs=3), status=status, epochs=epochs)
+    assert look(folder, resolved(max_epochs=5)).checkpoint is not None

@@ -1,0 +1,194 @@
+"""Which weights are kept, tested and recorded; and what a resumed run draws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from cifar_lab.training.callbacks.checkpoints import Checkpoints
+from cifar_lab.training.callbacks.rng import rng_state, set_rng_state
+from cifar_lab.training.classifier import Classifier
+from tests.conftest import TINY, record_of
+from tests.run.test_resume import SMALL, stop_at
+
+Lab = Callable[..., tuple[int, str, str]]
+
+
+class Scripted:
+    """Validations that end with the values given; keeps the weights of each, and of the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, accuracies: list[float]) -> None:
+        self.validated: list[dict[str, Tensor]] = []
+        self.tested: list[dict[str, Tensor]] = []
+        self._left: Iterator[float] = iter(accuracies)
+        monkeypatch.setattr(Classifier, "on_validation_epoch_end", self._validation(self))
+        begin = Classifier.on_test_epoch_start
+
+        def test(classifier: Classifier) -> None:
+            self.tested.append(weights_of(classifier))
+            begin(classifier)
+
+        monkeypatch.setattr(Classifier, "on_test_epoch_start", test)
+
+    @staticmethod
+    def _validation(script: Scripted) -> Callable[[Classifier], None]:
+        def end(classifier: Classifier) -> None:
+            accuracy = next(script._left)
+            script.validated.append(weights_of(classifier))
+            # losses that would choose otherwise
+            values = {"val/acc": accuracy, "val/loss": 1 + accuracy}
+            classifier.log_dict(
+                {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
+            )
+
+        return end
+
+
+def weights_of(classifier: Classifier) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in classifier.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# the epoch with the highest value, and of equal ones the first; 8 steps an epoch
+@pytest.mark.parametrize(
+    ("accuracies", "best", "stops"),
+    [
+        ([0.3, 0.6, 0.4], 2, ()),
+        ([0.3, 0.4, 0.6], 3, ()),
+        ([0.3, 0.6, 0.6], 2, ()),
+        ([0.0, 0.0, 0.0], 1, ()),
+        ([0.3, 0.6, 0.6], 2, (20,)),
+        ([0.6, 0.3, 0.4], 1, (10, 18)),
+    ],
+    ids=str,
+)
+def test_the_best_epochs_weights_are_what_is_tested_and_recorded(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accuracies: list[float],
+    best: int,
+    stops: tuple[int, ...],
+) -> None:
+    script = Scripted(monkeypatch, accuracies)
+    stop_at(monkeypatch, *stops)
+    arguments = (*TINY, "threads=1", "trainer.max_epochs=3", f"hydra.run.dir={tmp_path}/run")
+    for _ in stops:
+        assert lab(*arguments)[0] == 130
+    status, _, err = lab(*arguments)
+    assert status == 0, err
+    assert len(script.validated) == 3
+    [tested] = script.tested
+    assert [equal(tested, epoch) for epoch in script.validated] == [n == best for n in (1, 2, 3)]
+    record = record_of(tmp_path / "run")
+    assert (record["tested"], record["best_epoch"]) == ("best", best)
+    assert record["metrics"]["val/acc"] == accuracies[best - 1]
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert kept["global_step"] == 8 * best
+    assert equal(kept["state_dict"], tested)
+
+
+# ten seconds a step by the clock, 8 steps an epoch; the last one is saved with the epoch
+@pytest.mark.parametrize(
+    ("every_minutes", "within"),
+    [("0.5", [3, 6, 11, 14]), ("0.1", [*range(1, 8), *range(9, 16)]), ("null", []), ("2", [])],
+)
+def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_passed(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every_minutes: str,
+    within: list[int],
+) -> None:
+    now, saved = 1000.0, []
+    step, save = Classifier.training_step, Checkpoints.save_last
+
+    def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 10
+        return step(self, batch, batch_idx)
+
+    def saving(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, pl_module)
+
+    monkeypatch.setattr(Classifier, "training_step", stepping)
+    monkeypatch.setattr(Checkpoints, "save_last", saving)
+    monkeypatch.setattr(
+        "cifar_lab.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
+    )
+    status, _, err = lab(
+        *(*TINY, "threads=1", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"),
+        f"callbacks.checkpoints.every_minutes={every_minutes}",
+    )
+    assert status == 0, err
+    assert saved == sorted([*within, 8, 16])
+
+
+def drawn() -> list[float]:
+    """The next number of every global generator."""
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.random(),
+        np.random.normal(),
+        float(torch.rand(1)),
+    ]
+
+
+def test_generators_put_back_draw_what_they_would_have_drawn() -> None:
+    drawn()  # half of a pair of normal numbers is kept for the next call
+    state = rng_state()
+    expected = [drawn(), drawn()]
+    assert [drawn(), drawn()] != expected
+    set_rng_state(state)
+    assert [drawn(), drawn()] == expected
+
+
+@pytest.mark.parametrize("had", [True, False])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one(
+    monkeypatch: pytest.MonkeyPatch, had: bool, has: bool
+) -> None:
+    then, now = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: had)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: then)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", now.append)
+    state = rng_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    set_rng_state(state)
+    assert len(now) == int(had and has)
+    assert all(torch.equal(value, then) for value in now)
+
+
+@pytest.mark.parametrize("steps", [(3,), (8, 13)], ids=str)
+def test_a_resumed_run_draws_what_an_undisturbed_one_does_from_every_generator(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+) -> None:
+    sequences: dict[str, list[list[float]]] = {"whole": [], "cut": []}
+    step = Classifier.training_step
+
+    def drawing(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        sequences[Path(self.trainer.default_root_dir).name].append(drawn())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", drawing)
+    assert lab(*SMALL, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_at(monkeypatch, *steps)
+    for _ in steps:
+        assert lab(*SMALL, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    assert lab(*SMALL, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    assert len(sequences["whole"]) == 16
+    assert sequences["cut"] == sequences["whole"]

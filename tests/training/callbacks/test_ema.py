@@ -1,0 +1,112 @@
+"""The average of the weights: what it is, who sees it, and that a stop doesn't change it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_lab.training.classifier import Classifier
+from tests.run.test_resume import SMALL, same, stop_at, stop_in, weights
+
+Lab = Callable[..., tuple[int, str, str]]
+BARE = ("~callbacks.progress", "~callbacks.pictures", "~callbacks.overview")
+EMA = (
+    *[a for a in SMALL if not a.startswith("callbacks")],
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    *BARE,
+)
+
+
+def test_the_average_is_the_recurrence_and_validation_and_test_see_it(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    tested: list[torch.Tensor] = []
+    step, test_step = Classifier.training_step, Classifier.test_step
+
+    def noted(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        if self.global_step:
+            seen.append(self.network.features[0].weight.detach().clone())
+        return step(self, batch, batch_idx)
+
+    def noted_test(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        tested.append(self.network.features[0].weight.detach().clone())
+        return test_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", noted)
+    monkeypatch.setattr(Classifier, "test_step", noted_test)
+    arguments = (*EMA, "data.val_size=0", "callbacks.ema.start_step=2", "trainer.max_epochs=1")
+    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/run")
+    assert (status, err) == (0, "")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    current = torch.load(last, weights_only=True)["current_model_state"]
+    name = "network.features.0.weight"
+    average, *rest = [*seen, current[name]][2:]
+    for weight in rest:
+        average = 0.9 * average + 0.1 * weight
+    torch.testing.assert_close(weights(tmp_path / "run")[name], average)
+    assert not torch.equal(average, current[name])
+    torch.testing.assert_close(tested[0], average)
+
+
+@pytest.mark.parametrize("val_size", [200, 0])
+def test_before_it_begins_the_average_is_the_weights(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_size: int
+) -> None:
+    none = (*[a for a in SMALL if not a.startswith("callbacks")], "callbacks=checkpoints")
+    shared = f"data.val_size={val_size}"
+    assert lab(*none, shared, f"hydra.run.dir={tmp_path}/none")[0] == 0
+    late = (*EMA, "callbacks.ema.start_step=1000", "~callbacks.grad_norm", shared)
+    assert lab(*late, f"hydra.run.dir={tmp_path}/late")[0] == 0
+    same(tmp_path / "none", tmp_path / "late")
+    stop_at(monkeypatch, 5)
+    assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    monkeypatch.undo()
+    assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    same(tmp_path / "none", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("val_size", [200, 0])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda patch: stop_at(patch, 3),
+        lambda patch: stop_at(patch, 9),
+        lambda patch: stop_in(patch, "validation_step", 2),
+        lambda patch: stop_in(patch, "on_train_epoch_end", 1),
+        lambda patch: stop_in(patch, "test_step", 1),
+    ],
+    ids=["in an epoch", "in the next", "in the validation", "at the epoch's end", "in the test"],
+)
+def test_stopped_and_continued_equals_undisturbed_to_the_bit(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: Callable[[pytest.MonkeyPatch], None],
+    val_size: int,
+) -> None:
+    arguments = (*EMA, f"data.val_size={val_size}")
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop(monkeypatch)
+    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
+    if status == 0:  # nothing held out, no validation to stop in
+        assert val_size == 0
+        return
+    assert status == 128 + signal.SIGINT, err
+    monkeypatch.undo()
+    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
+    assert status == 0, err
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("bad", ["decay=1", "decay=-0.1", "start_step=-1"])
+def test_wrong_numbers_are_told(lab: Lab, bad: str) -> None:
+    status, _, err = lab(*EMA, f"callbacks.ema.{bad}")
+    assert status == 2
+    assert f"callbacks.ema.{bad}: must" in err

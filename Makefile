@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.complete
 ARGS   ?=
 
-.PHONY: help setup quickstart train sweep dashboard bench test test-all check docs format lock clean
+.PHONY: help setup quickstart train sweep dashboard bench test test-all mutants check docs format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ test: setup  ## the quick tests
 
 test-all: setup  ## also the slow ones
 	@$(PYTHON) -m pytest $(ARGS)
+
+mutants: setup  ## which changed line would no test notice? make mutants ARGS="--sample 15 sweep/supervisor"
+	@./.ci/mutants $(VENV)
+	@$(VENV)/mutants/bin/python -m tests.mutants $(ARGS)
 
 check: setup docs  ## format, lint, types, import contract, the API's pages
 	@$(VENV)/bin/ruff format --check .

@@ -23,23 +23,46 @@ from collections import Counter
 from pathlib import Path
 
 PACKAGE = "cifar_lab"
+KEPT = "tests/training/callbacks/test_checkpoints.py"
+CHOSEN = "tests/training/test_selection.py"
+RECORD = ("tests/records/test_record_file.py", "tests/records/test_record.py")
 # Each module of the core with the tests that would have to notice: as few and as fast as will do.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "identity": ("tests/test_identity.py",),
+    "records/digest": ("tests/records/test_digest.py",),
+    "records/record": RECORD,
+    "records/environment": RECORD,
+    "records/files": RECORD,
+    "records/checkpoint_file": (
+        "tests/records/test_checkpoint_file.py",
+        KEPT,
+        "tests/run/test_resume.py",
+    ),
+    "run/resume": ("tests/run/test_folders.py",),
     "report/statistics": ("tests/report/test_statistics.py",),
     "report/compare": ("tests/report/test_ranking.py", "tests/report/test_compare.py"),
     "data/augment": ("tests/data/test_augment.py",),
-    "data/epoch": ("tests/data/test_epoch.py",),
-    "training/sealed": ("tests/training/test_sealed.py",),
-    "training/rng": ("tests/training/test_checkpoints.py",),
-    "training/checkpoints": ("tests/training/test_checkpoints.py", "tests/test_resume.py"),
-    "training/classifier": (
-        "tests/training/test_classifier.py",
-        "tests/training/test_blocks.py",
-        "tests/training/test_checkpoints.py",
+    "data/feed/epoch": ("tests/data/feed/test_epoch.py",),
+    "training/callbacks/rng": (
+        f"{KEPT}::test_generators_put_back_draw_what_they_would_have_drawn",
+        f"{KEPT}::test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one",
     ),
-    "record": ("tests/test_record_file.py", "tests/test_record.py"),
-    "earlier": ("tests/test_earlier.py",),
+    "training/selection": (
+        f"{CHOSEN}::test_a_name_says_which_values_are_better_or_says_nothing",
+        f"{CHOSEN}::test_of_equal_values_the_earlier_stays_and_nan_is_never_the_best",
+    ),
+    "training/callbacks/checkpoints": (
+        KEPT,
+        "tests/run/test_resume.py",
+        f"{CHOSEN}::test_validated_within_the_epoch_a_stopped_run_goes_on_to_the_bit",
+        f"{CHOSEN}::test_a_crash_right_behind_a_checkpoint_loses_nothing",
+        f"{CHOSEN}::test_a_metric_that_no_validation_logs_ends_the_run",
+    ),
+    "training/classifier": (
+        "tests/training/test_step.py",
+        "tests/training/test_classifier.py",
+        "tests/training/steps/test_multistep.py",
+        "tests/training/steps/test_cuda_graph.py::test_replayed_steps_are_the_steps",
+    ),
     "sweep/supervisor": ("tests/sweep/test_supervisor.py",),
 }
 # What a message says is for people to judge; that there is one, and what it names, is tested.

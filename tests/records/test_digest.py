@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from cifar_lab.records.digest import (
     changes_no_result,
     config_digest,
     flatten,
+    run_digest,
 )
+from cifar_lab.records.record import Data
 
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -80,3 +83,28 @@ def test_the_digest_is_what_it_was() -> None:
     assert (
         config_digest(CONFIG) == "9a7106c2b365f3f4ae89cacbe51f72ee5fab1ab0caf500aca4c8fa1cd620673a"
     )
+
+
+def test_a_run_is_its_configuration_and_its_images() -> None:
+    pairs = [(config, images) for config in ("c1", "c2") for images in ("i1", "i2")]
+    assert len({run_digest(*pair) for pair in pairs}) == 4
+    # as above: it is on record
+    assert run_digest("c1", "i1") == hashlib.sha256(b"c1 i1").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("images", "data", "same"),
+    [
+        ("a", {"digest": "a", "official": False}, True),
+        ("b", {"digest": "a", "official": True}, False),
+        ("a", {}, False),
+        # the official ones, which nobody has fetched yet
+        (None, {"digest": "a", "official": True}, True),
+        (None, {"digest": "a", "official": False}, False),
+        (None, {}, False),
+    ],
+)
+def test_images_are_the_same_by_their_digest_or_as_the_official_ones(
+    images: str | None, data: dict[str, Any], same: bool
+) -> None:
+    assert Data.model_validate(data).holds(images) is same

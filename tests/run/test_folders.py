@@ -17,7 +17,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import process_started
 from cifar_lab.records.record import RunRecord
-from cifar_lab.run.resume import Earlier, find
+from cifar_lab.run.resume import Earlier, check_images, find, root_of
 from tests.conftest import TINY
 
 Config = dict[str, Any]
@@ -160,6 +160,66 @@ def test_what_decides_no_result_may_differ(make: Make) -> None:
     assert find(folder, config).finished
 
 
+def test_a_key_that_the_earlier_run_had_not_yet_may_be_null(make: Make) -> None:
+    folder, config = make()
+    config["optimizer"]["newer"] = None
+    assert find(folder, config).finished
+
+
+# --- other images ---------------------------------------------------------------------------------
+
+HERS: dict[str, Any] = {"digest": "a" * 64, "official": False}
+
+
+def run_on(data: dict[str, Any], config: Config | None = None) -> RunRecord:
+    return RunRecord.model_validate({"status": "finished", "data": data, "config": config})
+
+
+def test_the_same_images_are_taken_wherever_they_lie(tmp_path: Path) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": "elsewhere"}}
+    then = {"data": {"_target_": "a.Cifar10", "root": "there"}}
+    check_images(tmp_path, config, run_on(HERS, then), "a" * 64)
+    check_images(tmp_path, config, run_on({**HERS, "official": True}, then), None)
+
+
+@pytest.mark.parametrize("record", [None, run_on({}), run_on({"official": True})])
+@pytest.mark.parametrize("images", ["b" * 64, None])
+def test_a_run_that_had_not_read_any_fits_all(
+    tmp_path: Path, record: RunRecord | None, images: str | None
+) -> None:
+    check_images(tmp_path, {}, record, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [("b" * 64, "b" * 12), (None, "the official images, not on this machine")],
+)
+def test_other_images_are_refused_with_both_digests_and_both_places(
+    tmp_path: Path, images: str | None, found: str
+) -> None:
+    config = {"data": {"_target_": "a.Cifar10", "root": None}}
+    record = run_on(HERS, {"data": {"_target_": "a.Cifar10", "root": "x.zip"}})
+    with pytest.raises(InputError) as error:
+        check_images(tmp_path, config, record, images)
+    assert str(error.value) == (
+        f"data.root=null: these images ({found}) are not those of the run in {tmp_path} "
+        f"({'a' * 12}, data.root=x.zip then); give those to go on with it or to see its result, "
+        "or choose another hydra.run.dir for a run on these"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"data": {"_target_": "a.b.Cifar10", "root": "x.zip"}}, "data.root=x.zip"),
+        ({"data": {"_target_": "a.b.Cifar10", "root": None}}, "data.root=null"),
+        ({"data": {"_target_": "a.b.Synthetic"}}, "data=synthetic"),
+    ],
+)
+def test_where_images_lie_is_said_as_it_is_typed(config: Config, said: str) -> None:
+    assert root_of(config) == said
+
+
 # --- longer ---------------------------------------------------------------------------------------
 
 
@@ -195,6 +255,13 @@ def test_a_schedule_that_depends_on_the_length_is_named(make: Make) -> None:
     assert f"trainer.max_epochs=4: {folder} holds a run of 1 epochs, whose learning rates" in said
     assert "(scheduler=cosine); choose another folder for one of 4" in said
     assert said.endswith("or give trainer.max_epochs=1")
+
+
+def test_a_schedule_that_is_gone_is_named_by_its_key(make: Make) -> None:
+    gone = {"_target_": "cifar_lab.nowhere.schedule"}
+    folder, _ = make({**resolved(), "scheduler": gone})
+    said = refused(folder, {**resolved(max_epochs=4), "scheduler": gone})
+    assert said.startswith("scheduler")
 
 
 def test_a_bound_on_the_steps_is_named(make: Make) -> None:

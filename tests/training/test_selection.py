@@ -63,7 +63,8 @@ def test_a_name_says_which_values_are_better_or_says_nothing(metric: str, mode: 
     else:
         assert mode_of(metric, None) == mode_of(metric, mode) == mode
         other: Mode = "max" if mode == "min" else "min"
-        with pytest.raises(InputError, match=f"must be {mode}"):
+        way = "lower" if mode == "min" else "higher"
+        with pytest.raises(InputError, match=f"better the {way} it is; must be {mode}"):
             mode_of(metric, other)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.callbacks.rng import rng_state, set_rng_state
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
@@ -97,6 +100,43 @@ def test_the_best_epochs_weights_are_what_is_tested_and_recorded(
     assert equal(kept["state_dict"], tested)
 
 
+# ten seconds a step by the clock, 8 steps an epoch; the last one is saved with the epoch
+@pytest.mark.parametrize(
+    ("every_minutes", "within"),
+    [("0.5", [3, 6, 11, 14]), ("0.1", [*range(1, 8), *range(9, 16)]), ("null", []), ("2", [])],
+)
+def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_passed(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every_minutes: str,
+    within: list[int],
+) -> None:
+    now, saved = 1000.0, []
+    step, save = Classifier.training_step, Checkpoints.save_last
+
+    def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 10
+        return step(self, batch, batch_idx)
+
+    def saving(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved.append(trainer.global_step)
+        save(self, trainer, pl_module)
+
+    monkeypatch.setattr(Classifier, "training_step", stepping)
+    monkeypatch.setattr(Checkpoints, "save_last", saving)
+    monkeypatch.setattr(
+        "cifar_lab.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
+    )
+    status, _, err = lab(
+        *(*TINY, "threads=1", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"),
+        f"callbacks.checkpoints.every_minutes={every_minutes}",
+    )
+    assert status == 0, err
+    assert saved == sorted([*within, 8, 16])
+
+
 def drawn() -> list[float]:
     """The next number of every global generator."""
     return [
@@ -115,6 +155,22 @@ def test_generators_put_back_draw_what_they_would_have_drawn() -> None:
     assert [drawn(), drawn()] != expected
     set_rng_state(state)
     assert [drawn(), drawn()] == expected
+
+
+@pytest.mark.parametrize("had", [True, False])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one(
+    monkeypatch: pytest.MonkeyPatch, had: bool, has: bool
+) -> None:
+    then, now = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: had)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: then)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", now.append)
+    state = rng_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    set_rng_state(state)
+    assert len(now) == int(had and has)
+    assert all(torch.equal(value, then) for value in now)
 
 
 @pytest.mark.parametrize("steps", [(3,), (8, 13)], ids=str)

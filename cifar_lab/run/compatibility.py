@@ -268,9 +268,11 @@ def _no_validation(config: dict[str, Any]) -> str | None:
 def _check_selection(config: dict[str, Any]) -> None:
     val_size, reason = config["data"].get("val_size"), _no_validation(config)
     if reason and val_size != 0:  # with 0 the last weights are tested, and that is said
+        share = isinstance(val_size, float)
+        images = f"{val_size:.3g} of the training" if share else val_size
         raise InputError(
-            f"callbacks.checkpoints.monitor: data.val_size={val_size} holds images out to select "
-            f"with, and {reason}, or callbacks.checkpoints.monitor=null to test the last weights"
+            f"callbacks.checkpoints.monitor: {images} images are held out to select with, and "
+            f"{reason}, or callbacks.checkpoints.monitor=null to test the last weights"
         )
 
 

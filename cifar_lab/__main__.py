@@ -65,7 +65,10 @@ def _home(argument: str) -> str:
 
 
 def _checked(arguments: list[str]) -> list[str]:
-    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
+    """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored.
+
+    Where ``-m`` stands is left to the person.
+    """
     from cifar_lab.config.overrides import check_mode, check_unique
 
     flags = {argument for argument in arguments if argument.startswith("-")}
@@ -73,9 +76,10 @@ def _checked(arguments: list[str]) -> list[str]:
     check_unique(overrides)
     if not flags and "hydra.mode=MULTIRUN" in overrides:
         overrides.remove("hydra.mode=MULTIRUN")
-        flags, arguments = {"-m"}, ["-m", *overrides]
+        flags = {"-m"}
     if flags <= _SWEEPS:
         check_mode(overrides, sweep=bool(flags))
+        arguments = [*flags, *overrides]  # argparse refuses values on both sides of a flag
     if flags & _SWEEPS and (world := processes.find()).joined:
         raise InputError(
             f"-m: {world.launcher} started {world.size} processes ({world.said}), and a sweep is "

@@ -21,13 +21,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     """Signals arrive in the tests and in what they start, however the suite was started.
 
-    `make test &` in a script ignores SIGINT, `nohup` SIGHUP; everything started from there inherits
-    that, and a run is right to keep it.
+    In `make test &` of a script SIGINT is ignored; what is started from there inherits that, and a
+    run is right to keep it.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ _CAN_BE_NONE = ("augment", "callbacks", "logger")
 _NEEDED = ("data", "model", "loss", "optimizer", "scheduler", "trainer")
 _PRESETS = ("experiment", "sweep", "debug")
 _NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z]+)=(?:null|\{\s*\})|~(?P<removed>[a-z]+)(?:=.*)?")
-_EMPTY = re.compile(r"(?P<key>[A-Za-z_][\w.@/]*)=\{\s*\}")
+_EMPTY = re.compile(r"\{\s*\}")
 _HYDRA_SETS = ("hydra.runtime.", "hydra.overrides.")
 
 
@@ -103,22 +103,22 @@ def check_mode(overrides: Sequence[str], *, sweep: bool) -> None:
 
 def check_merged(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Raises InputError for an empty dictionary that was merged into one with entries."""
-    for override in overrides:
-        match = _EMPTY.fullmatch(override)
-        if match is None:
-            continue
-        try:
-            node = OmegaConf.select(cfg, match["key"])
-        except OmegaConfBaseException:
-            continue
-        if isinstance(node, DictConfig) and len(node):
-            key = match["key"]
-            entry = next((name for name in map(str, node) if not name.startswith("_")), "...")
-            all_of_it = f"~{key} leaves it out, " if "." in key else ""
-            raise InputError(
-                f"{override}: changes nothing, for it is merged with what is there; {all_of_it}"
-                f"~{key}.{entry} leaves out an entry, {key}.{entry}=... gives it a value"
-            )
+    empty = [override for override in overrides if _EMPTY.search(override)]
+    for override in OverridesParser.create().parse_overrides(empty):
+        for key, value in _values(override):
+            try:
+                node = OmegaConf.select(cfg, key) if value == {} else None
+            except OmegaConfBaseException:
+                continue
+            if isinstance(node, DictConfig) and len(node):
+                instead = [f"~{key} leaves it out"] if "." in key else []
+                for entry in [name for name in map(str, node) if not name.startswith("_")][:1]:
+                    instead += [f"~{key}.{entry} leaves out an entry"]
+                    instead += [f"{key}.{entry}=... gives it a value"]
+                raise InputError(
+                    f"{key}={{}}: changes nothing, for it is merged with what is there; "
+                    f"{', '.join(instead)}"
+                )
 
 
 def is_of_the_sweep(override: str) -> bool:
@@ -137,16 +137,12 @@ def _values(override: Override) -> Iterator[tuple[str, Any]]:
     key = _key(override.get_key_element())
     one = not override.is_delete() and not override.is_sweep_override()
     value = override.value() if one else str(override.input_line).partition("=")[2:]
-    if isinstance(value, dict):
-        yield from _entries(value, key)
+    yield from _leaves(key, value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, entry in value.items():
+            yield from _leaves(f"{key}.{name}", entry)
     else:
         yield key, value
-
-
-def _entries(values: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        path = f"{prefix}.{key}"
-        if isinstance(value, Mapping):
-            yield from _entries(value, path)
-        else:
-            yield path, value

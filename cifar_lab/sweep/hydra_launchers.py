@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, with_none
 from cifar_lab.errors import Interrupted, JobFailed
-from cifar_lab.sweep.folder import record_of
+from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.launch import print_continue
 from cifar_lab.sweep.points import at, split, varying
 
@@ -38,31 +38,33 @@ def run_grid(
         batch: each job's overrides.
 
     Raises:
-        InputError: a job that can't be composed; nothing has run.
+        InputError: a job that can't be composed, or a folder that can't be had; nothing has run.
         Interrupted: stopped; the command that continues has been printed.
     """
     from omegaconf import OmegaConf
 
+    swept = varying(batch)
+    labels = [
+        {key.lstrip("+~"): value for key, value in map(split, job) if key in swept} for job in batch
+    ]
     jobs = [with_none(overrides) for overrides in batch]
-    swept = varying(jobs)
-    labels = [{key: value for key, value in map(split, job) if key in swept} for job in jobs]
     folders = [
         _folder(master, loader, job, number, label)
         for number, (job, label) in enumerate(zip(jobs, labels, strict=True))
     ]
-    sweep_dir = Path(master.hydra.sweep.dir)
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(master, sweep_dir / "multirun.yaml")  # as Hydra's sweeper does
+    sweep = SweepFolder(Path(master.hydra.sweep.dir))
     returned: Sequence[JobReturn] = []
     lost = ""
-    try:
-        returned = launcher.launch(jobs, initial_job_idx=0)
-    except Interrupted as stop:
-        print_continue(sweep_dir)
-        stop.told = True
-        raise
-    except Exception as error:  # whatever a launcher makes of a process that it lost
-        lost = first_line(f"{type(error).__name__}: {error}")
+    with sweep.locked():
+        OmegaConf.save(master, sweep.path / "multirun.yaml")  # as Hydra's sweeper does
+        try:
+            returned = launcher.launch(jobs, initial_job_idx=0)
+        except Interrupted as stop:
+            print_continue(sweep.path)
+            stop.told = True
+            raise
+        except Exception as error:  # whatever a launcher makes of a process that it lost
+            lost = first_line(f"{type(error).__name__}: {error}")
     failed = []
     for number, label in enumerate(labels):
         done = returned[number] if number < len(returned) else None
@@ -110,13 +112,12 @@ def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
     """Why a job counts as failed; empty where its record says that it doesn't."""
     record: dict[str, Any] = record_of(folder) or {}
     status = record.get("status")
+    if status not in (None, "finished", "pruned"):
+        return f"{status}: {record.get('error') or 'its process is gone'}"
     # not by `return_value`, which raises what it holds and writes to standard error
     raised = getattr(done, "_return_value", None)
-    if status in ("finished", "pruned"):
-        # another run's, in whose folder this one was refused
-        return raised.reason if isinstance(raised, JobFailed) else ""
-    if status is not None:
-        return f"{status}: {record.get('error') or 'its process is gone'}"
-    if isinstance(raised, JobFailed):
+    if isinstance(raised, JobFailed):  # beside a record, too: of another run in the same folder
         return raised.reason
-    return first_line(str(raised or lost)) or "left no record"
+    if isinstance(raised, Exception):
+        return first_line(f"{type(raised).__name__}: {raised}")
+    return "" if status else lost or "left no record"

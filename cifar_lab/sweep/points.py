@@ -68,9 +68,9 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     Raises:
         InputError: what `config.compose` refuses, with the point's name before it.
     """
-    overrides = with_none(overrides)
-    values = dict(split(override) for override in overrides)
+    values = dict(map(split, overrides))
     chosen = {key.lstrip("+~"): values[key] for key in composer.swept}
+    overrides = with_none(overrides)
     if of_the_sweep := sorted(set(chosen) & {*OF_THE_SWEEP, "sweep"}):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:

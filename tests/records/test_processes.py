@@ -139,8 +139,8 @@ def test_processes_that_lightning_starts_know_their_first_and_leave_no_trace(
     shell({})
     before = dict(os.environ)
     code = (
-        "import os; from cifar_lab import distributed\n"
-        "print(distributed.settle().rank, distributed.resume_from())"
+        "from cifar_lab.records import processes\n"
+        "print(processes.settle().rank, processes.resume_from())"
     )
     with first_of(["seed=1"], Path("some/last.ckpt")):
         assert find() == World()

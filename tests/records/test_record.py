@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cifar_lab.records import record as record_module
+from cifar_lab.records import environment
 from cifar_lab.records.environment import git_state
 from cifar_lab.records.files import write_atomically
 from cifar_lab.records.record import Record, made_otherwise, read_record, starts_of
@@ -180,7 +180,7 @@ def test_the_diff_tells_one_set_of_uncommitted_changes_from_another(checkout: Pa
 def test_uncommitted_files_are_read_up_to_a_bound(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_module, "_MOST_DIFF_BYTES", 10)
+    monkeypatch.setattr(environment, "_MOST_DIFF_BYTES", 10)
     (checkout / "big.bin").write_bytes(b"0123456789abcdef")
     first = state_now(checkout)["diff"]
     (checkout / "big.bin").write_bytes(b"0123456789xxxxxx")

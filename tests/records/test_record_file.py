@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cifar_lab.records import environment
 from cifar_lab.records import record as module
 from cifar_lab.records.environment import package_versions, process_started
 from cifar_lab.records.files import remove_leftovers, sync_folder, write_atomically
@@ -303,7 +304,7 @@ def test_when_a_process_started_whatever_it_is_called(tmp_path: Path) -> None:
 def test_versions_are_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = package_versions()
     assert versions["torch"] == metadata.version("torch")
-    monkeypatch.setattr(module, "PACKAGES", ("no-such-package", "torch"))
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package", "torch"))
     assert package_versions() == {"torch": versions["torch"]}
 
 

@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.complete
 ARGS   ?=
 
-.PHONY: help setup quickstart train sweep dashboard bench test test-all check format lock clean
+.PHONY: help setup quickstart train sweep dashboard bench test test-all check docs format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -36,11 +36,14 @@ test: setup  ## the quick tests
 test-all: setup  ## also the slow ones
 	@$(PYTHON) -m pytest $(ARGS)
 
-check: setup  ## format, lint, types, import contract
+check: setup docs  ## format, lint, types, import contract, the API's pages
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+
+docs: setup  ## the API's pages in docs/api/, from the docstrings
+	@$(VENV)/bin/pdoc --docformat google --output-directory docs/api cifar_lab '!cifar_lab.sweep.preload'
 
 format: setup  ## rewrite the files as `make check` wants them
 	@$(VENV)/bin/ruff format .
@@ -51,4 +54,4 @@ lock:  ## resolve requirements.lock anew (needs uv)
 		--generate-hashes --no-emit-index-url --no-annotate --quiet --output-file requirements.lock
 
 clean:  ## remove the environment and what tools left; never outputs/
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist docs/api .pytest_cache .ruff_cache .mypy_cache

@@ -156,7 +156,7 @@ class Session:
         return {
             "schema": SCHEMA,
             "started": self._started.astimezone().isoformat(timespec="seconds"),
-            "ended": now(),
+            "ended": now().isoformat(),
             "command": self._given.command,
             **self._described,
             "settings": {

@@ -98,7 +98,7 @@ def _one_run(overrides: list[str]) -> int:
         path_at,
     )
     from cifar_lab.config.validate import check_not_a_sweep, check_shared_folder
-    from cifar_lab.run import run as job
+    from cifar_lab.run.run import Request, run
 
     cfg = compose(overrides)
     if cfg.hydra.mode is RunMode.MULTIRUN:  # a file of the person's own says so
@@ -108,13 +108,8 @@ def _one_run(overrides: list[str]) -> int:
     HydraConfig.instance().set_config(cfg)
     run_dir = path_at(cfg, "hydra.run.dir").absolute()
     with env_override(cfg.hydra.job.env_set):  # libraries read their variables when they load
-        ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
-        if ours.finished_before():
-            return 0
-        ours.build()
-        _collect_again()
-        ours.make_folder()
-        return job.run_under_hydra(ours)
+        asked = Request(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
+        return run(asked, before_training=_collect_again)
 
 
 def _through_hydra(arguments: list[str]) -> int:
@@ -148,7 +143,7 @@ def _through_hydra(arguments: list[str]) -> int:
         from omegaconf import open_dict, read_write
 
         from cifar_lab.config.overrides import is_of_the_sweep
-        from cifar_lab.run import run as job
+        from cifar_lab.run.run import Request, run
 
         hydra_cfg = cast("DictConfig", HydraConfig.get())
         with read_write(hydra_cfg), open_dict(hydra_cfg):
@@ -158,14 +153,12 @@ def _through_hydra(arguments: list[str]) -> int:
         if os.getpid() != here and threading.current_thread() is threading.main_thread():
             signals.install()
         try:
-            ours = job.Job(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
-            if ours.finished_before():
-                return
+            asked = Request(
+                cfg, run_dir=run_dir, overrides=overrides, started=STARTED, in_hydra_job=True
+            )
             if os.getpid() == here:
                 gc.disable()
-            ours.build()
-            _collect_again()
-            status, reason = ours.run(), ""
+            status, reason = run(asked, before_training=_collect_again), ""
         except InputError as error:
             print(f"cifar_lab: {error}", file=sys.stderr)
             status, reason = 2, str(error)

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from os import walk
 from pathlib import Path
-from typing import Any
 
 from cifar_lab import signals
 from cifar_lab.errors import InputError, Interrupted
-from cifar_lab.records.record import FILE_NAME, read_record
+from cifar_lab.records.record import FILE_NAME, RunRecord
 
 EVENTS = "tensorboard"  # in a run folder
 SWEEP_FILE = "sweep.json"
@@ -148,14 +147,13 @@ def _varied(run: Path) -> str:
     from cifar_lab.config.names import job_words
     from cifar_lab.records.digest import changes_no_result
 
-    record: dict[str, Any] = {}
     try:
-        record = read_record(run)
+        record = RunRecord.read(run)
     except (OSError, ValueError):  # TensorBoard shows its curves all the same
         return f"no {FILE_NAME}"
     chosen = [
         override
-        for override in record.get("overrides") or []
+        for override in record.overrides
         if "hydra" not in override
         and not changes_no_result(override.lstrip("+~").partition("=")[0])
     ]

@@ -60,7 +60,7 @@ def read_settings(arguments: Sequence[str] | None) -> Settings:
 
 def make_network(settings: Settings) -> nn.Module:
     """The network as ours composes it, on the CPU."""
-    group = compose_group("model", [*NETWORKS[settings.network].overrides])
+    group = compose_group("model", [*NETWORKS[settings.network].overrides, "model.num_classes=10"])
     network: nn.Module = pkgutil.resolve_name(group.pop("_target_"))(**group)
     return network
 

@@ -23,6 +23,8 @@ RUNTIME_ARGUMENTS = {
     "scheduler": {"step", "total_steps"},
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
+# Arguments that the dataset gives where they are null or left out.
+FROM_THE_DATASET = {"model": {"num_classes", "image_size"}}
 # What a `_target_` read back from a run folder may come from.
 MODULES_OF_A_RUN = (
     "cifar_lab.data",
@@ -58,7 +60,12 @@ def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def check_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError: no such target, or an argument that is unknown, missing or mistyped."""
     target = locate(path, node["_target_"])
-    arguments = {key: value for key, value in node.items() if not _is_instantiate_key(key)}
+    from_data = FROM_THE_DATASET.get(path, set())
+    arguments = {
+        key: value
+        for key, value in node.items()
+        if not _is_instantiate_key(key) and not (key in from_data and value is None)
+    }
     try:
         signature = inspect.signature(target)
     except ValueError:  # built in C, no signature to hold the arguments against
@@ -81,7 +88,7 @@ def check_target(path: str, node: dict[str, Any]) -> None:
                 parameter.POSITIONAL_OR_KEYWORD,
                 parameter.KEYWORD_ONLY,
             )
-            if required and name not in arguments and name not in runtime:
+            if required and name not in (*arguments, *runtime, *from_data):
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
 

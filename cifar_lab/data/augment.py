@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cifar_lab.data.arguments import check_choice, check_number, check_whole
-from cifar_lab.data.dataset import CLASSES
+from cifar_lab.data.dataset import Dataset
 from cifar_lab.errors import InputError
 
 
@@ -38,6 +38,9 @@ class Transform(ABC):
     """One kind of augmentation of (B, 3, H, W) images and their labels."""
 
     stage: ClassVar[Stage]
+
+    def check_size(self, size: int) -> None:  # noqa: B027  # most take any
+        """Raises InputError where images of `size` x `size` are too small for it."""
 
     @abstractmethod
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
@@ -83,10 +86,14 @@ class RandomCrop(Transform):
     stage = Stage.BYTES
 
     def __init__(self, *, padding: int, mode: str) -> None:
-        check_whole("augment.transforms.crop.padding", padding, 0, 31)
+        check_whole("augment.transforms.crop.padding", padding, 0)
         check_choice("augment.transforms.crop.mode", mode, ("zero", "reflect"))
         self.padding = padding
         self.mode = mode
+
+    def check_size(self, size: int) -> None:
+        """At most what a reflection has."""
+        check_whole("augment.transforms.crop.padding", self.padding, 0, size - 1)
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..2*padding: the window's first row and column."""
@@ -127,8 +134,12 @@ class Cutout(Transform):
     stage = Stage.NORMALIZED
 
     def __init__(self, *, size: int) -> None:
-        check_whole("augment.transforms.cutout.size", size, 0, 64)
+        check_whole("augment.transforms.cutout.size", size, 0)
         self.size = size
+
+    def check_size(self, size: int) -> None:
+        """At most what blanks all of the image from any centre."""
+        check_whole("augment.transforms.cutout.size", self.size, 0, 2 * size)
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..size-1: the centre's row and column."""
@@ -268,7 +279,7 @@ class Pipeline:
 
     Attributes:
         mixes: whether labels become (B, num_classes) float32.
-        num_classes: of the dataset, whose `DataModule` sets it where it opens.
+        num_classes: of the dataset that it has been fitted to.
     """
 
     def __init__(self, *, transforms: Mapping[str, Transform | None]) -> None:
@@ -281,8 +292,19 @@ class Pipeline:
                 )
         self.transforms: dict[str, Transform] = dict(sorted(chosen, key=lambda c: c[1].stage))
         self.mixes = any(t.stage is Stage.MIXED for t in self.transforms.values())
-        self.num_classes = len(CLASSES)
+        self.num_classes = 0
         self._in_unit_range = any(t.stage is Stage.UNIT for t in self.transforms.values())
+
+    def fit_to(self, dataset: Dataset) -> None:
+        """Takes over the number of classes; raises InputError where the images don't fit."""
+        _, height, width = dataset.image_size
+        if height != width:
+            raise InputError(
+                f"data: {dataset.name} has images of {height}x{width} pixels; they must be square"
+            )
+        for transform in self.transforms.values():
+            transform.check_size(height)
+        self.num_classes = len(dataset.classes)
 
     def draw(self, count: int, generator: Generator, size: int) -> dict[str, Tensor]:
         """All randomness for `count` samples (an epoch, usually), by transform, on the CPU."""

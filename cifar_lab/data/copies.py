@@ -7,12 +7,12 @@ CIFAR-10 itself has such near-duplicates (Barz and Denzler 2020, Do We Train on 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.data.dataset import Dataset
+from cifar_lab.records.record import Data
 
 
 def count_copies(
@@ -35,13 +35,14 @@ def count_copies(
     train, test = data.numbers
     numbers = np.concatenate([train, test])
     labels = np.concatenate([data.train.labels, data.test.labels])
-    labelled = np.unique(numbers * 256 + labels)
+    classes = len(data.classes)
+    labelled = np.unique(numbers * classes + labels)
     return {
         "test_in_train": int(np.isin(test, train).sum()),
         "val_in_train": int(np.isin(train[val_rows], train[train_rows]).sum()),
         "train": len(train) - len(np.unique(train)),
         "test": len(test) - len(np.unique(test)),
-        "contradicting": int((np.unique(labelled // 256, return_counts=True)[1] > 1).sum()),
+        "contradicting": int((np.unique(labelled // classes, return_counts=True)[1] > 1).sum()),
     }
 
 
@@ -61,19 +62,17 @@ def lines_of(data: Dataset) -> list[str]:
     return lines
 
 
-def warnings_of(data: Mapping[str, Any]) -> list[str]:
+def warnings_of(data: Data) -> list[str]:
     """What makes an accuracy too high, one line each; nothing of the official images.
 
     Those are the benchmark, and their accuracies are compared as they are.
 
     Args:
-        data: ``official``, ``images`` and ``duplicates`` of a record's ``data``; one of an older
-            version has no such counts, and nothing to say.
+        data: of a record; that of an older version has no such counts, and nothing to say.
     """
-    images, copies = data.get("images"), data.get("duplicates")
-    if data.get("official") or not images or not copies:
+    if data.official or not data.images or not data.duplicates:
         return []
-    return [f"{fact}: {verdict}" for fact, verdict in _shared(images, copies)]
+    return [f"{fact}: {verdict}" for fact, verdict in _shared(data.images, data.duplicates)]
 
 
 def _shared(images: Mapping[str, int], copies: Mapping[str, int]) -> Iterator[tuple[str, str]]:

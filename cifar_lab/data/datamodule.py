@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from cifar_lab.data.arguments import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.augment import Normalization, Pipeline
-from cifar_lab.data.classes import class_names
 from cifar_lab.data.copies import count_copies
-from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD, CLASSES, Dataset, Split
+from cifar_lab.data.dataset import Dataset, Split, check_labels
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
 from cifar_lab.data.feed.epoch import EpochLoader, Multistep, Share
-from cifar_lab.data.synthetic import SYNTHETIC_MEAN, SYNTHETIC_STD, make_synthetic
+from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from cifar_lab.data.fetch.archive import Archive
 
 _HALF = (0.5, 0.5, 0.5)
 
@@ -34,14 +37,15 @@ class DataModule(LightningDataModule, ABC):
     Attributes:
         batch_size: images of a batch over all devices; an optimizer step takes
             ``trainer.accumulate_grad_batches`` of them, which is 1 unless it is set.
-        val_size: training images held out to select with; stratified; 0 holds out none.
+        val_size: training images held out to select with; stratified; 0 holds out none. A number
+            below 1 with a point is a share of them.
         val_seed: fixes which ones, whatever `seed` is; 0..2**32-1.
         normalization: "channel": the dataset's channel mean and deviation; "half": .5 and .5.
         drop_last: drop the short last training batch.
         shuffle: a new training order every epoch, or else the stored one.
         loader: "device": whole batches of images that lie on the device; "torchvision": per sample.
         workers: worker processes of the torchvision loader.
-        transform: for the torchvision loader, instead of `augment`: (3, 32, 32) uint8 to the same,
+        transform: for the torchvision loader, instead of `augment`: (3, H, W) uint8 to the same,
             or to float in [0, 1], drawing from torch's global generator; normalization follows.
         channels_last: memory format of the images; contiguous on MPS all the same.
         augment: of the training images.
@@ -49,7 +53,7 @@ class DataModule(LightningDataModule, ABC):
     """
 
     batch_size: int
-    val_size: int
+    val_size: int | float
     val_seed: int
     normalization: Literal["channel", "half"]
     drop_last: bool
@@ -61,16 +65,14 @@ class DataModule(LightningDataModule, ABC):
     augment: Pipeline
     seed: int
 
-    # over the training split, in [0, 1]
-    mean_of_channels: ClassVar[tuple[float, float, float]]
-    std_of_channels: ClassVar[tuple[float, float, float]]
     # by `source`: what a sweep's server has opened for its jobs; empty in a run of its own
     inherited: ClassVar[dict[str, Dataset]] = {}
 
     def __post_init__(self) -> None:
         super().__init__()
         check_whole("data.batch_size", self.batch_size, 1)
-        check_whole("data.val_size", self.val_size, 0)
+        if not (isinstance(self.val_size, float) and 0 <= self.val_size < 1):
+            check_whole("data.val_size", self.val_size, 0)
         check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
         check_whole("data.workers", self.workers, 0)
         check_whole("seed", self.seed, 0)
@@ -96,9 +98,14 @@ class DataModule(LightningDataModule, ABC):
         """Finds and checks the data, once; raises InputError when data and settings do not fit."""
         if self._dataset is None:
             dataset = self.inherited.get(self.source) or self._read()
-            _check_fit(self, len(dataset.train))
-            self.augment.num_classes = len(class_names(dataset))
+            check_labels(dataset)
+            self.augment.fit_to(dataset)
             self._dataset = dataset
+            try:
+                _check_fit(self, len(dataset.train))
+            except InputError:
+                self._dataset = None
+                raise
         return self._dataset
 
     def at_hand(self) -> Dataset | None:
@@ -124,15 +131,23 @@ class DataModule(LightningDataModule, ABC):
         assert self._dataset is not None, "open() or setup() comes first"
         return self._dataset
 
+    @property
+    def held_out(self) -> int:
+        """How many training images are held out."""
+        if isinstance(self.val_size, int):
+            return self.val_size
+        return math.ceil(self.val_size * len(self.dataset.train))
+
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the record says of the data: name, digest, and how many images are copies."""
+        """What the record says of the data: name, digest, classes, how many images are copies."""
         data = self.dataset
         return {
             "name": data.name,
             "layout": data.layout,
             "digest": data.digest,
             "official": data.official,
+            "classes": list(data.classes),
             "images": {
                 "train": len(self.train_indices),
                 "val": len(self.val_indices),
@@ -156,12 +171,12 @@ class DataModule(LightningDataModule, ABC):
     @property
     def channel_mean(self) -> tuple[float, float, float]:
         """What is subtracted from each channel of an image in [0, 1]."""
-        return self.mean_of_channels if self.normalization == "channel" else _HALF
+        return self.dataset.statistics.mean if self.normalization == "channel" else _HALF
 
     @property
     def channel_std(self) -> tuple[float, float, float]:
         """What each channel is divided by then."""
-        return self.std_of_channels if self.normalization == "channel" else _HALF
+        return self.dataset.statistics.std if self.normalization == "channel" else _HALF
 
     @property
     def train_indices(self) -> NDArray[np.int64]:
@@ -175,7 +190,7 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def _split_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return stratified_split(self.dataset.train.labels, self.val_size, self.val_seed)
+        return stratified_split(self.dataset.train.labels, self.held_out, self.val_seed)
 
     def train_dataloader(self) -> EpochLoader:
         """This process's share of the training images, augmented."""
@@ -234,7 +249,7 @@ class DataModule(LightningDataModule, ABC):
             self._placed[split, device] = place(as_tensor(part.images), device)
         return BatchLoader(
             images=self._placed[split, device],
-            labels=as_tensor(part.labels).long(),
+            labels=torch.from_numpy(part.labels.astype(np.int64)),
             indices=torch.from_numpy(rows),
             share=share,
             pipeline=pipeline,
@@ -259,7 +274,7 @@ class DataModule(LightningDataModule, ABC):
             transform = v2.Compose(steps or [v2.Identity()])
         return TorchvisionLoader(
             images=as_tensor(part.images),
-            labels=as_tensor(part.labels).long(),
+            labels=torch.from_numpy(part.labels.astype(np.int64)),
             indices=torch.from_numpy(self.train_indices),
             share=share,
             transform=transform,
@@ -277,10 +292,9 @@ class DataModule(LightningDataModule, ABC):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
 
-@final
 @dataclass(kw_only=True, eq=False, repr=False)
-class Cifar10(DataModule):
-    """CIFAR-10 from disk, the cache, or the network.
+class Official(DataModule):
+    """What an official archive holds, from disk, the cache, or the network.
 
     Attributes:
         root: a folder, the archive or a .zip; None looks at the cache, then fetches.
@@ -298,9 +312,6 @@ class Cifar10(DataModule):
     min_rate: float
     stall_s: float
 
-    mean_of_channels = CIFAR10_MEAN
-    std_of_channels = CIFAR10_STD
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("data.offline", self.offline, (True, False))
@@ -310,6 +321,11 @@ class Cifar10(DataModule):
             raise InputError(f"data.sources={self.sources!r}: must be a list of addresses")
         check_number("data.min_rate", self.min_rate, 0)
         check_number("data.stall_s", self.stall_s, 0)
+
+    @property
+    @abstractmethod
+    def archive(self) -> Archive:
+        """What the official bytes are."""
 
     def at_hand(self) -> Dataset | None:
         """As in every data module."""
@@ -321,9 +337,10 @@ class Cifar10(DataModule):
             return None
 
     def _read(self, offline: bool | None = None) -> Dataset:
-        from cifar_lab.data.fetch.locate import open_cifar10
+        from cifar_lab.data.fetch.locate import open_official
 
-        return open_cifar10(
+        return open_official(
+            self.archive,
             root=self.root,
             cache=self.cache,
             offline=self.offline if offline is None else offline,
@@ -331,6 +348,70 @@ class Cifar10(DataModule):
             min_rate=self.min_rate,
             stall_s=self.stall_s,
         )
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cifar10(Official):
+    """CIFAR-10: 50,000 training and 10,000 test images of 10 classes."""
+
+    @property
+    def archive(self) -> Archive:
+        """As in every official dataset."""
+        from cifar_lab.data.fetch.archive import OFFICIAL
+
+        return OFFICIAL
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Cifar100(Official):
+    """CIFAR-100: 50,000 training and 10,000 test images.
+
+    Attributes:
+        labels: "fine": the 100 classes; "coarse": the 20 that they are grouped in.
+    """
+
+    labels: Literal["fine", "coarse"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("data.labels", self.labels, ("fine", "coarse"))
+
+    @property
+    def archive(self) -> Archive:
+        """As in every official dataset."""
+        from cifar_lab.data.fetch.cifar100 import COARSE, FINE
+
+        return FINE if self.labels == "fine" else COARSE
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class Folders(DataModule):
+    """A person's own images: train/<class>/... and test/<class>/..., in a folder or a .zip.
+
+    Attributes:
+        root: the folder or the .zip.
+        cache: folder of decoded data; None is the user's cache folder.
+        image_size: pictures of another size are resized to it.
+    """
+
+    root: str | None
+    cache: str | None
+    image_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_path("data.root", self.root)
+        check_path("data.cache", self.cache)
+        check_whole("data.image_size", self.image_size, 4, 1024)
+
+    def _read(self) -> Dataset:
+        from cifar_lab.data.fetch.locate import open_folders
+
+        opened = open_folders(root=self.root, cache=self.cache, image_size=self.image_size)
+        return opened.dataset
 
 
 @final
@@ -348,9 +429,6 @@ class Synthetic(DataModule):
     test_size: int
     data_seed: int
 
-    mean_of_channels = SYNTHETIC_MEAN
-    std_of_channels = SYNTHETIC_STD
-
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("data.train_size", self.train_size, 10, 10**6)
@@ -364,7 +442,7 @@ class Synthetic(DataModule):
 
 
 def stratified_split(
-    labels: NDArray[np.uint8], val_size: int, val_seed: int
+    labels: NDArray[np.unsignedinteger], val_size: int, val_seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(training rows, held-out rows), ascending; every class gives its share to within one image.
 
@@ -372,7 +450,7 @@ def stratified_split(
     images for every version of numpy.
     """
     random = np.random.RandomState(val_seed)
-    counts = np.bincount(labels, minlength=len(CLASSES))
+    counts = np.bincount(labels)
     exact = val_size * counts / len(labels)
     quota = np.floor(exact).astype(np.int64)
     # the classes with the largest remainders give one more
@@ -386,12 +464,12 @@ def stratified_split(
 
 
 def _check_fit(data: DataModule, train_count: int) -> None:
-    if data.val_size >= train_count:
+    if data.held_out >= train_count:
         raise InputError(
             f"data.val_size={data.val_size}: must lie in 0..{train_count - 1} "
             f"(the training split has {train_count} images)"
         )
-    left = train_count - data.val_size
+    left = train_count - data.held_out
     if data.drop_last and data.batch_size > left:
         raise InputError(
             f"data.batch_size={data.batch_size}: must be at most {left}, the number of training "

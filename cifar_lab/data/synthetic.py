@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.data.dataset import CLASSES, Dataset, Split, digest_of, split_digest
+from cifar_lab.data.dataset import CLASSES, Channels, Dataset, Split, digest_of, split_digest
 
 # Channel statistics of the 10,000 training images of data_seed=0, scaled to [0, 1].
 SYNTHETIC_MEAN = (0.5326, 0.4726, 0.5066)
@@ -67,8 +67,10 @@ def make_synthetic(*, train_size: int, test_size: int, data_seed: int) -> Datase
         layout="synthetic",
         official=False,
         digest=digest_of(split_digest(train), split_digest(test)),
+        classes=CLASSES,
         train=train,
         test=test,
+        channels=Channels(SYNTHETIC_MEAN, SYNTHETIC_STD),
     )
 
 

@@ -10,15 +10,17 @@ from cifar_lab.errors import InputError
 class CNN(nn.Module):
     """Three 3x3 convolutions, each with 2x2 max-pooling and ReLU, then three linear layers.
 
-    Images (B, 3, 32, 32) -> logits (B, num_classes). With ``width=32`` and ``dropout=0.5`` it is
-    the original report's network: convolutions 3→32→64→128, flatten 2048, dropout, linear 512,
-    ReLU, dropout, linear 256, ReLU, linear 10.
+    Images (B, 3, image_size, image_size) -> logits (B, num_classes). With ``width=32`` and
+    ``dropout=0.5`` it is the original report's network: convolutions 3→32→64→128, flatten 2048,
+    dropout, linear 512, ReLU, dropout, linear 256, ReLU, linear 10.
 
     Raises:
-        InputError: a width below 1, or a dropout outside [0, 1).
+        InputError: a width below 1, a dropout outside [0, 1), images that can't be halved thrice.
     """
 
-    def __init__(self, *, width: int, dropout: float, num_classes: int = 10) -> None:
+    def __init__(
+        self, *, width: int, dropout: float, num_classes: int = 10, image_size: int = 32
+    ) -> None:
         super().__init__()
         if width < 1:
             raise InputError(
@@ -26,6 +28,9 @@ class CNN(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout}: must lie in [0, 1) (the original report has 0.5)")
+        if image_size < 8:
+            raise InputError(f"image_size={image_size}: must be at least 8: it is halved thrice")
+        side = image_size // 8
         # ReLU after the pooling: both keep the order of values, so that the outputs and gradients
         # are those of the original report's order to the bit, at a quarter of ReLU's work
         self.features = nn.Sequential(
@@ -42,7 +47,7 @@ class CNN(nn.Module):
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(4 * width * 4 * 4, 512),
+            nn.Linear(4 * width * side**2, 512),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(512, 256),
@@ -51,6 +56,6 @@ class CNN(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, 32, 32)."""
+        """Logits (B, num_classes) of images (B, 3, image_size, image_size)."""
         logits: Tensor = self.classifier(self.features(images))
         return logits

@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images (He et al., arXiv:1512.03385), sized by a list of blocks.
+"""Residual networks for small images (He et al., arXiv:1512.03385), sized by a list of blocks.
 
 The names differ between the original report and the literature, so the list is what counts:
 
@@ -25,7 +25,7 @@ from cifar_lab.errors import InputError
 # channels_last (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15): wrong numbers, or a
 # corrupted heap or a hang at some later step.
 ONEDNN_BLOCK = 16
-# 32x32 images: the map is 1x1 in the sixth stage and can't be halved again.
+# Of 32x32 images the map is 1x1 in the sixth stage and can't be halved again.
 MAX_STAGES = 6
 
 
@@ -69,7 +69,7 @@ class _Subsampled(nn.Conv2d):
 
 
 class _GlobalAveragePool(nn.Module):
-    """(B, C, H, W) -> (B, C): the mean over the map, which is a power of two in size.
+    """(B, C, H, W) -> (B, C): the mean over the map.
 
     As a sum whose gradient is one number per map: that of `nn.AdaptiveAvgPool2d` is a contiguous
     map, and the ReLU before it then reads two memory formats at once (3 to 7% of a narrow network's
@@ -83,7 +83,7 @@ class _GlobalAveragePool(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 stem and 1 to 6 stages of `BasicBlock`, global average pooling, one linear layer.
 
-    Images (B, 3, 32, 32) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
+    Images (B, 3, H, W) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
     ``width * 2**i`` channels; from the second stage on its first block has stride 2.
 
     Raises:
@@ -123,6 +123,6 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, 32, 32)."""
+        """Logits (B, num_classes) of images (B, 3, H, W)."""
         logits: Tensor = self.fc(self.pool(self.stages(self.stem(images))))
         return logits

@@ -84,6 +84,8 @@ FOLDER = "checkpoints"
 
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+# relative to the run folder
+NAMES = tuple(f"{FOLDER}/{name}" for name in (LAST, PREVIOUS, BEST))
 
 
 def link(source: Path, target: Path) -> None:

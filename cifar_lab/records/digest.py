@@ -16,10 +16,22 @@ KEYS_THAT_CHANGE_NO_RESULT = (
 )
 
 
+# Keys that are younger than some records. Null is what was before there was such a key.
+NEW_AND_NULL = ("model.num_classes",)
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of what decides a run's result."""
+    return {
+        key: value
+        for key, value in flatten(config)
+        if not changes_no_result(key) and not (value is None and key in NEW_AND_NULL)
+    }
+
+
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the configuration without `KEYS_THAT_CHANGE_NO_RESULT`."""
-    deciding = {key: value for key, value in flatten(config) if not changes_no_result(key)}
-    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+    """SHA-256 of what decides a run's result (`deciding`)."""
+    text = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -31,16 +43,6 @@ def run_digest(config_digest: str, images: str) -> str:
         images: the data set's digest, of pixels and labels: the same wherever they lie.
     """
     return hashlib.sha256(f"{config_digest} {images}".encode()).hexdigest()
-
-
-def same_images(images: str | None, data: Mapping[str, Any]) -> bool:
-    """Whether a run's images, ``data`` of its record, are those that a start finds now.
-
-    Args:
-        images: the digest of these; None: the official ones, which are not on this machine.
-        data: holds ``digest`` and ``official``.
-    """
-    return bool(data.get("official")) if images is None else images == data.get("digest")
 
 
 def changes_no_result(key: str) -> bool:

@@ -1,19 +1,29 @@
-"""run.json: the only thing that runs write and readers read.
+"""run.json: the record of one run, typed. It is written and read here and nowhere else.
 
 Always replaced whole: a reader sees the old record or the new one, never half of one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import shlex
 import socket
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 
 from cifar_lab.records.environment import process_started
 from cifar_lab.records.files import write_atomically
@@ -21,153 +31,328 @@ from cifar_lab.records.files import write_atomically
 SCHEMA = 1
 FILE_NAME = "run.json"
 HEARTBEAT_S = 15.0
-# Those of them that a number can depend on; the others compose, draw and display.
-_DECIDING = ("cifar-lab", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
+
+Status = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
+# a job that ended so would end so again: it is never started anew
+SETTLED: tuple[Status, ...] = ("finished", "diverged", "pruned")
+# ISO 8601 in UTC, to the second
+Time = Annotated[
+    AwareDatetime,
+    PlainSerializer(lambda t: t.astimezone(UTC).isoformat(timespec="seconds"), return_type=str),
+]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Digest = str
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+class _Part(BaseModel):
+    """What a later version adds is kept: reading and writing a record takes nothing from it."""
+
+    model_config = ConfigDict(
+        extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True
+    )
 
 
-def _plain(value: Any) -> Any:
-    # JSON has no NaN: a metric that isn't a number is null there, and the error field says why
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+class Git(_Part):
+    """The checkout that a run's code came from; all None where it was installed.
+
+    Attributes:
+        diff: tells one set of uncommitted changes from another; None without any.
+    """
+
+    sha: str | None = None
+    dirty: bool | None = None
+    diff: str | None = None
 
 
-class Record:
-    """The record of one run, kept true on disk while the run lives.
+class Start(_Part):
+    """One start of a run, of which an interrupted one has several.
+
+    Attributes:
+        resumed_from_step: optimizer steps behind the checkpoint that it went on from; None: it
+            went on, and an older version did not say from where.
+    """
+
+    started: Time | None = None
+    command: str = ""
+    resumed_from_step: Count | None = 0
+    git: Git | None = None
+    packages: dict[str, str] = {}
+    device: str | None = None
+    threads: int | None = None
+    host: str = ""
+
+
+class Data(_Part):
+    """The images of a run.
+
+    Attributes:
+        digest: SHA-256 of decoded pixels and labels in a fixed order; "": none were read.
+        official: they are those of the official archive.
+        classes: their names, in the order of the labels.
+        images: their number in ``train``, ``val`` and ``test``.
+        duplicates: `cifar_lab.data.copies.count_copies`.
+    """
+
+    name: str = ""
+    layout: str = ""
+    digest: Digest = ""
+    official: bool = False
+    classes: tuple[str, ...] = ()
+    images: dict[str, Count] = {}
+    duplicates: dict[str, Count] = {}
+
+    def holds(self, images: str | None) -> bool:
+        """Whether they are the images that a start finds now.
+
+        Args:
+            images: the digest of these; None: the official ones, which are not on this machine.
+        """
+        return self.official if images is None else images == self.digest
+
+
+class Timings(_Part):
+    """Where the time went; what wasn't measured is None."""
+
+    fit_s: Annotated[float, Field(ge=0)] | None = None
+    images_per_s: Annotated[float, Field(ge=0)] | None = None
+    step_ms: Annotated[float, Field(ge=0)] | None = None
+    data_wait_ms: Annotated[float, Field(ge=0)] | None = None
+    start_to_first_step_s: Annotated[float, Field(ge=0)] | None = None
+    peak_memory_mb: Annotated[float, Field(ge=0)] | None = None
+
+
+class RunRecord(_Part):
+    """What run.json says of a run.
+
+    Attributes:
+        error: why it ended other than well, in one line.
+        config: resolved; ``config_digest`` is that of what decides a result.
+        seed: of the run; None where it ended before it had one.
+        tested: ``best`` or ``last``; None before the test.
+        tested_because: why those weights.
+        best_epoch: the tested one, from 1; None where none was selected.
+        steps_planned: optimizer steps that the learning rates are laid out for.
+        departures: what ran other than configured, a line each.
+        metrics: by name, e.g. ``test/acc`` (fractions in [0, 1]); None: not a number.
+        starts: all of them, the first one first.
+        checkpoints: paths relative to the run folder.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    status: Status
+    host: str = ""
+    pid: int | None = None
+    pid_started: int | None = None
+    started: Time | None = None
+    heartbeat: Time | None = None
+    ended: Time | None = None
+    error: str | None = None
+    command: str = ""
+    overrides: tuple[str, ...] = ()
+    config_digest: Digest = ""
+    config: dict[str, Any] | None = None
+    seed: int | None = None
+    threads: int | None = None
+    resumed: bool = False
+    tested: Literal["best", "last"] | None = None
+    tested_because: str | None = None
+    best_epoch: Count | None = None
+    best_step: Count | None = None
+    steps_planned: Count | None = None
+    images_per_step: Count | None = None
+    departures: tuple[str, ...] = ()
+    git: Git | None = None
+    packages: dict[str, str] = {}
+    device: str | None = None
+    starts: tuple[Start, ...] = ()
+    data: Data = Data()
+    parameters: Count | None = None
+    epochs: Count = 0
+    steps: Count = 0
+    timings: Timings = Timings()
+    metrics: dict[str, float | None] = {}
+    checkpoints: tuple[str, ...] = ()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _none_were_read(cls, data: Any) -> Any:
+        return Data() if data is None else data
+
+    @field_validator("metrics")
+    @classmethod
+    def _accuracies_are_fractions(cls, metrics: dict[str, float | None]) -> Any:
+        for name, value in metrics.items():
+            if name.endswith("/acc") and value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: must lie in 0..1")
+        return metrics
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Self:
+        """The record below ``run_dir``; a ``running`` whose process is gone is ``interrupted``.
+
+        Raises:
+            OSError: there is none. ValueError: it can't be read as one; says why in one line.
+        """
+        text = (run_dir / FILE_NAME).read_text(encoding="utf-8")
+        try:
+            record = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where or FILE_NAME}: {first['msg']}") from error
+        if record.status == "running" and not record.is_alive():
+            return record.model_copy(update={"status": "interrupted"})
+        return record
+
+    @property
+    def last_start(self) -> Start:
+        """The last one, as the record itself tells of it."""
+        shared = {name: getattr(self, name) for name in Start.model_fields if hasattr(self, name)}
+        return Start(**shared, resumed_from_step=None if self.resumed else 0)
+
+    @property
+    def all_starts(self) -> tuple[Start, ...]:
+        """Every start that the run has had, the first one first.
+
+        A record of an older version tells of its last start alone, and not of the step it went on
+        from; one that ended before it began (built wrong, or killed at once) of none.
+        """
+        return self.starts or ((self.last_start,) if self.packages else ())
+
+    def with_fields(self, **fields: Any) -> Self:
+        """The record with other values for some fields, each checked as when it is read."""
+        return self.model_validate({**dict(self), **fields})
+
+    def write(self, run_dir: Path) -> None:
+        """Replaces run.json; raises OSError and leaves the old one as it was."""
+        text = self.model_dump_json(by_alias=True, indent=2)
+        write_atomically(run_dir / FILE_NAME, text + "\n")
+
+    def is_alive(self) -> bool:
+        """Whether the process that wrote the record still goes on."""
+        if self.host != socket.gethostname():
+            # another machine's processes can't be seen from here; its heartbeat can
+            if self.heartbeat is None:
+                return False
+            return (datetime.now(UTC) - self.heartbeat).total_seconds() < 10 * HEARTBEAT_S
+        if self.pid is None:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass  # it lives, under another user
+        # the number may have been given to another process since
+        return self.pid_started == process_started(self.pid)
+
+
+class RecordFile:
+    """The record of a run that goes on, kept true on disk.
 
     A thread refreshes ``heartbeat`` every 15 seconds; `update` merges fields and writes at once.
     A write that fails (a full disk) does not end the run: `update` returns False.
+
+    Attributes:
+        record: as it stands.
+        refused: why the last write that failed did.
     """
 
-    def __init__(self, run_dir: Path, fields: Mapping[str, Any]) -> None:
-        self.path = run_dir / FILE_NAME
+    def __init__(self, run_dir: Path, record: RunRecord) -> None:
+        self._run_dir = run_dir
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self.refused: OSError | None = None  # why the last write that failed did
-        self._fields: dict[str, Any] = {
-            "schema": SCHEMA,
-            "status": "running",
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "pid_started": process_started(os.getpid()),
-            "started": now(),
-            "heartbeat": now(),
-            "error": None,
-            **fields,
-        }
-        self._write()  # a run folder that can't hold its record is refused: OSError
+        self.refused: OSError | None = None
+        self.record = record.with_fields(**_of_this_process())
+        self.record.write(run_dir)  # a run folder that can't hold its record is refused: OSError
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """A copy of the record as it stands."""
-        with self._lock:
-            return dict(self._fields)
-
     def update(self, **fields: Any) -> bool:
-        """Merges ``fields`` (dictionaries one level deep) and writes; False if the disk refused."""
+        """Sets fields, adds to ``metrics``, and writes; False if the disk refused."""
         with self._lock:
-            for key, value in fields.items():
-                old = self._fields.get(key)
-                if isinstance(old, dict) and isinstance(value, Mapping):
-                    value = {**old, **value}
-                self._fields[key] = value
-            self._fields["heartbeat"] = now()
+            if "metrics" in fields:
+                fields["metrics"] = {**self.record.metrics, **_finite(fields["metrics"])}
+            self.record = self.record.with_fields(**fields, heartbeat=now())
             try:
-                self._write()
+                self.record.write(self._run_dir)
             except OSError as error:
                 self.refused = error
                 return False
         return True
 
-    def close(self, status: str, error: str | None = None) -> bool:
+    def close(self, status: Status, error: str | None = None) -> bool:
         """Writes the ending and stops the heartbeat; False if the disk refused."""
         self._closed.set()
         return self.update(status=status, error=error, ended=now())
-
-    def _write(self) -> None:
-        write_atomically(self.path, json.dumps(_plain(self._fields), indent=2) + "\n")
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT_S):
             self.update()
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """The record below ``run_dir``; a ``running`` whose process is gone reads as ``interrupted``.
+def close_for(run_dir: Path, *, status: Status, error: str | None, **known: Any) -> None:
+    """Says in run.json how a run ended that could not say it itself.
 
-    Raises:
-        OSError: there is no run.json. ValueError: it is not a record of this schema.
+    What an earlier attempt measured stays.
+
+    Args:
+        run_dir: of the run.
+        status: the ending.
+        error: why, in one line.
+        known: fields that are known without having run it.
     """
-    fields = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise ValueError(f"{run_dir / FILE_NAME}: not a record of schema {SCHEMA}")
-    if fields.get("status") == "running" and not _alive(fields):
-        fields["status"] = "interrupted"
-    return fields
-
-
-def _alive(fields: Mapping[str, Any]) -> bool:
-    if fields.get("host") != socket.gethostname():
-        # another machine's processes can't be seen from here; its heartbeat can
-        try:
-            age = datetime.now(UTC) - datetime.fromisoformat(str(fields.get("heartbeat")))
-        except ValueError:
-            return False
-        return age.total_seconds() < 10 * HEARTBEAT_S
-    pid = fields.get("pid")
-    if not isinstance(pid, int):
-        return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it lives, under another user
-    # the number may have been given to another process since
-    return fields.get("pid_started") == process_started(pid)
+        record = RunRecord.read(run_dir)
+    except (OSError, ValueError):
+        record = RunRecord(status=status, started=now())
+    ending = {"status": status, "error": error, "ended": now(), "heartbeat": now()}
+    record.with_fields(**known, **ending).write(run_dir)
+
+
+def now() -> datetime:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that starts this run again, quoted for a shell."""
+    return shlex.join(["python", "-m", "cifar_lab", *arguments])
+
+
+def _of_this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "pid_started": process_started(pid),
+        "heartbeat": now(),
+    }
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    # JSON has no NaN: a metric that isn't a number is null there, and the error field says why
+    return {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()}
 
 
 # --- who made a run -------------------------------------------------------------------------------
 
-
-def starts_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every start that the run in a folder has had, the first one first.
-
-    A record of an older version tells of its last start alone, and not of the step it went on from.
-    """
-    if (starts := record.get("starts")) is not None:
-        return list(starts)
-    if "packages" not in record:  # it ended before it began: built wrong, or killed at once
-        return []
-    names = ("started", "command", "git", "packages", "device", "threads", "host")
-    step = None if record.get("resumed") else 0
-    return [{**{name: record.get(name) for name in names}, "resumed_from_step": step}]
+# The packages that a number can depend on; the others compose, draw and display.
+DECIDING_PACKAGES = ("cifar-lab", "torch", "torchvision", "lightning", "torchmetrics", "numpy")
 
 
-def made_otherwise(record: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def made_otherwise(starts: Sequence[Start], here: Start) -> str:
     """What a run was made with that is different here; "" where nothing is.
 
     Args:
-        record: of the run. Of its starts those count whose work its weights hold: none before the
-            last that began at step 0.
-        here: any of ``git``, ``packages``, ``device`` and ``threads``, as a start has them.
+        starts: of the run. Those count whose work its weights hold: none before the last that
+            began at step 0.
+        here: what it has of ``git``, ``packages``, ``device`` and ``threads`` is compared.
 
     Returns:
         e.g. ``code 1f2e3d4 (here 5a6b7c8), torch 2.14.1 (here 2.15.0)``.
     """
-    starts = starts_of(record)
-    begun = [i for i, start in enumerate(starts) if start.get("resumed_from_step") == 0]
+    begun = [i for i, start in enumerate(starts) if start.resumed_from_step == 0]
     before = [_makers(start) for start in starts[begun[-1] if begun else 0 :]]
     parts = []
     for name, value in _makers(here).items():
@@ -177,27 +362,20 @@ def made_otherwise(record: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _makers(start: Mapping[str, Any]) -> dict[str, str]:
-    makers = {}
-    if (git := start.get("git")) is not None:
-        makers["code"] = _code(git)
-    packages = start.get("packages") or {}
-    makers |= {name: str(packages[name]) for name in _DECIDING if name in packages}
-    # the last bits of a step depend on the number of threads
-    makers |= {name: str(start[name]) for name in ("device", "threads") if start.get(name)}
+def _makers(start: Start) -> dict[str, str]:
+    makers = {} if start.git is None else {"code": code_version(start.git)}
+    makers |= {p: start.packages[p] for p in DECIDING_PACKAGES if p in start.packages}
+    if start.device:
+        makers["device"] = start.device
+    if start.threads:  # the last bits of a step depend on their number
+        makers["threads"] = str(start.threads)
     return makers
 
 
-def _code(git: Mapping[str, Any]) -> str:
-    if not git.get("sha"):
+def code_version(git: Git) -> str:
+    """``1f2e3d4``, or ``1f2e3d4+5a6b7c8d9e0f`` with uncommitted changes."""
+    if not git.sha:
         return "of no commit"
     # an older version's record doesn't say which changes these were: they are none of here
-    changes = f"+{git.get('diff') or '?'}" if git.get("dirty") else ""
-    return f"{git['sha'][:7]}{changes}"
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command that starts this run again, quoted for a shell."""
-    import shlex
-
-    return shlex.join(["python", "-m", "cifar_lab", *arguments])
+    changes = f"+{git.diff or '?'}" if git.dirty else ""
+    return f"{git.sha[:7]}{changes}"

@@ -25,10 +25,6 @@ METRIC_NAMES = {
     "grad_norm": "gradient norm",
 }
 MAX_METRICS = 10
-CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
 
 
 def axis_keys(keys: Sequence[Key]) -> tuple[Key | None, Key | None]:

@@ -12,8 +12,9 @@ from cifar_lab.report.groups import Group
 from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import SIGNIFICANT, Estimate, against_best, mcnemar
 
-# How many configurations, the best first, get a confusion matrix.
-CONFUSIONS = 5
+# How many configurations, the best first, get a confusion matrix; of more classes than these, whose
+# matrix has a million numbers in the end, the best alone.
+CONFUSIONS, MANY_CLASSES = 5, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +182,7 @@ class _Predictions:
     def of(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
         if run.name not in self._known:
             found = run.predictions()
-            right = None if found is None else (found[0], found[0] == found[1])
+            right = None if found is None else (found.labels, found.labels == found.said)
             self._known[run.name] = right
         return self._known[run.name]
 
@@ -218,11 +219,13 @@ class Confusion:
 
     Attributes:
         counts: (C, C) test images: true class (rows) and predicted one (columns), of all ``runs``.
+        classes: their C names.
     """
 
     label: str
     runs: int
     counts: NDArray[np.int64]
+    classes: tuple[str, ...]
 
 
 def confusions(ranking: Ranking) -> list[Confusion]:
@@ -232,9 +235,12 @@ def confusions(ranking: Ranking) -> list[Confusion]:
         predictions = [a for run in group.counted if (a := run.predictions()) is not None]
         if not predictions:
             continue
-        classes = max(10, *(int(max(labels.max(), said.max())) + 1 for labels, said in predictions))
-        counts = np.zeros((classes, classes), np.int64)
-        for labels, said in predictions:
-            np.add.at(counts, (labels, said), 1)
-        found.append(Confusion(group.label, len(predictions), counts))
+        # the same images in all runs: the names of one are those of the others
+        classes = max((one.classes for one in predictions), key=len)
+        counts = np.zeros((len(classes), len(classes)), np.int64)
+        for one in predictions:
+            np.add.at(counts, (one.labels, one.said), 1)
+        found.append(Confusion(group.label, len(predictions), counts, classes))
+        if len(classes) > MANY_CLASSES:
+            break
     return found

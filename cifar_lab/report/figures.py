@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from cifar_lab.report.axes import (
-    CLASSES,
     PALETTE,
     axis_keys,
     mean_curve,
@@ -32,6 +31,7 @@ _MARKERS = "osD^vP*X"
 _SHOWN = 7  # as many as there are colours
 _DOTS = 20
 _LEVELS = 12  # of a key, for lines or cells
+_NAMED = 100  # classes whose names can be read
 
 
 def draw_all(
@@ -205,13 +205,15 @@ def confusion_matrix(confusion: Confusion) -> Figure:
     """How often each class was predicted as each, in percent of the true class."""
     totals = confusion.counts.sum(axis=1, keepdims=True)
     share = 100 * confusion.counts / np.maximum(totals, 1)
-    names = [CLASSES[i] if len(share) == 10 else str(i) for i in range(len(share))]
+    names = [name.replace("$", r"\$") for name in confusion.classes]  # no mathematics
     figure, axes = _new(6.4, 5.6)
     axes.grid(False)
     shown = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
     _write_cells(axes, share, "{:.0f}", 0, 100)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    if len(names) <= _NAMED:
+        size = 10 if len(names) <= 20 else 4
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
     runs = "one run" if confusion.runs == 1 else f"{confusion.runs} runs"
     axes.set(
         xlabel="predicted class", ylabel="true class", title=f"{_short(confusion.label)} ({runs})"

@@ -114,7 +114,7 @@ def _group(label: str, data: str | None, runs: list[Run], keys: Iterable[str]) -
     counted: dict[str, Run] = {}
     repeated = []
     finished = (run for run in runs if run.status == "finished" and run.test is not None)
-    for run in sorted(finished, key=lambda run: str(run.record.get("ended"))):
+    for run in sorted(finished, key=lambda run: str(run.record.ended)):
         # the same seed again is no independent sample
         if (before := counted.get(_text(run.seed))) is not None:
             repeated.append(before)

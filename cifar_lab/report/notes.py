@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cifar_lab.records.record import Start
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group, text_of
 from cifar_lab.report.read import Run
@@ -81,9 +82,7 @@ def _provenance(ranking: Ranking) -> Iterator[str]:
         )
 
 
-def _mixed(
-    subject: str, groups: Sequence[Group], of: Callable[[Mapping[str, Any]], str]
-) -> Iterator[str]:
+def _mixed(subject: str, groups: Sequence[Group], of: Callable[[Start], str]) -> Iterator[str]:
     """A note if ``of`` differs between starts: where each value is, and where they are mixed."""
     labels: dict[str, list[str]] = {}
     averaged, continued = [], []
@@ -106,25 +105,25 @@ def _mixed(
     yield note
 
 
-def _code(start: Mapping[str, Any]) -> str:
-    git = start.get("git")
-    if not isinstance(git, dict) or not git.get("sha"):
+def _code(start: Start) -> str:
+    git = start.git
+    if git is None or not git.sha:
         return "unknown"
-    sha, diff = str(git["sha"])[:7], git.get("diff")
-    if not git.get("dirty"):
+    sha = git.sha[:7]
+    if not git.dirty:
         return sha
-    return f"{sha} with changes {diff}" if diff else f"{sha} with unknown changes"
+    return f"{sha} with changes {git.diff}" if git.diff else f"{sha} with unknown changes"
 
 
-def _version(name: str, start: Mapping[str, Any]) -> str:
-    packages = start.get("packages")
-    return str(packages.get(name, "unknown")) if isinstance(packages, dict) else "unknown"
+def _version(name: str, start: Start) -> str:
+    return start.packages.get(name, "unknown")
 
 
-def _device(start: Mapping[str, Any]) -> str:
-    device, threads = str(start.get("device")), start.get("threads")
-    # a GPU's times hardly depend on them
-    return f"{device}, threads={threads}" if threads and device.startswith("cpu") else device
+def _device(start: Start) -> str:
+    device = str(start.device)
+    # a GPU's times hardly depend on its threads
+    on_cpu = start.threads and device.startswith("cpu")
+    return f"{device}, threads={start.threads}" if on_cpu else device
 
 
 # --- what they were measured on ------------------------------------------------------------------

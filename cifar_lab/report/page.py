@@ -15,7 +15,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cifar_lab.report.axes import (
-    CLASSES,
     DASHES,
     PALETTE,
     axis_keys,
@@ -112,7 +111,6 @@ def _data(
     return {
         "palette": PALETTE,
         "dashes": DASHES,
-        "classes": CLASSES,
         **_axes(keys),
         **_runs(groups, keys, rankings),
         "data": [
@@ -120,7 +118,13 @@ def _data(
                 "name": ranking.data_name,
                 "accuracy": selected_by(ranking),
                 "confusions": [
-                    {"label": c.label, "runs": c.runs, "counts": c.counts.tolist()} for c in its
+                    {
+                        "label": c.label,
+                        "runs": c.runs,
+                        "counts": c.counts.tolist(),
+                        "classes": c.classes,
+                    }
+                    for c in its
                 ],
             }
             for ranking, its in zip(rankings, confusions, strict=True)

@@ -13,9 +13,30 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.records.digest import changes_no_result, flatten
-from cifar_lab.records.record import FILE_NAME, read_record
+from cifar_lab.records.digest import deciding
+from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
+
+# Of predictions that don't hold their own.
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a run answered to the test images.
+
+    Attributes:
+        labels: (N,) true classes in dataset order.
+        said: (N,) predicted ones.
+        classes: what they are called.
+    """
+
+    labels: NDArray[np.int64]
+    said: NDArray[np.int64]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +67,20 @@ class Run:
     parameters: float | None
     fit_s: float | None
     images_per_s: float | None
-    record: Mapping[str, Any] = field(repr=False)
+    record: RunRecord = field(repr=False)
     curves: Curves = field(repr=False)
 
     @property
-    def starts(self) -> tuple[Mapping[str, Any], ...]:
-        """What ran it, as its record's fields of the same names: ``git``, ``packages``, ``device``,
-        ``threads``. More than one where it was continued; those whose work was lost, because a
+    def starts(self) -> tuple[Start, ...]:
+        """What ran it. More than one where it was continued; those whose work was lost, because a
         later one began anew, are left out. Records of older versions know the last alone.
         """
-        starts = self.record.get("starts")
-        known = [s for s in starts if isinstance(s, dict)] if isinstance(starts, list) else []
-        anew = [at for at, start in enumerate(known) if not start.get("resumed_from_step")]
-        return tuple(known[max(anew, default=0) :]) or (self.record,)
+        known = self.record.all_starts
+        anew = [at for at, start in enumerate(known) if not start.resumed_from_step]
+        return known[max(anew, default=0) :] or (self.record.last_start,)
 
-    def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Test labels and predicted classes, (N,) each in dataset order; None where none lie."""
+    def predictions(self) -> Predictions | None:
+        """What it answered to the test images; None where no predictions lie."""
         try:
             # opened here: np.load leaves the file open where it isn't one of its own
             with (
@@ -69,10 +88,15 @@ class Run:
                 np.load(file, allow_pickle=False) as saved,
             ):
                 labels, logits = saved["labels"], saved["logits"]
+                classes = tuple(map(str, saved["classes"])) if "classes" in saved else ()
             said = logits.argmax(axis=1)
             if labels.shape != said.shape or not labels.size or labels.min() < 0:
                 return None
-            return labels.astype(np.int64), said.astype(np.int64)
+            count = max(logits.shape[1], int(labels.max()) + 1)
+            if len(classes) != count:  # written before predictions held the names
+                ten = count == len(CLASSES) and self.data_name in ("cifar10", "synthetic")
+                classes = CLASSES if ten else tuple(map(str, range(count)))
+            return Predictions(labels.astype(np.int64), said.astype(np.int64), classes)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
@@ -100,7 +124,7 @@ class Reader:
             name = folder.relative_to(self._root).as_posix()
             name = folder.resolve().name if name == "." else name
             try:
-                record = read_record(folder)
+                record = RunRecord.read(folder)
                 config = _config(folder, record)
             except (OSError, ValueError, RecursionError) as error:
                 broken.append((name, _reason(error)))
@@ -134,9 +158,9 @@ def _run_folders(root: Path) -> Iterator[Path]:
             below[:] = sorted(name for name in below if not name.startswith("."))
 
 
-def _config(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _config(folder: Path, record: RunRecord) -> dict[str, Any]:
     """The resolved configuration: the record's, or as composed (interpolations stay text)."""
-    config = record.get("config")
+    config: Any = record.config
     if config is None:
         import yaml
 
@@ -151,45 +175,35 @@ def _config(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _run(
-    folder: Path, name: str, record: Mapping[str, Any], config: dict[str, Any], curves: Curves
-) -> Run:
-    data, metrics = _mapping(record.get("data")), _mapping(record.get("metrics"))
-    timings = _mapping(record.get("timings"))
-    flat = dict(flatten(config))
-    digest = data.get("digest")
+def _run(folder: Path, name: str, record: RunRecord, config: dict[str, Any], curves: Curves) -> Run:
     data_node = config.get("data")
     target = str(data_node.get("_target_", "")) if isinstance(data_node, dict) else ""
-    overrides = record.get("overrides")
     return Run(
         path=folder,
         name=name,
-        status=str(record.get("status")),
-        error=next(iter(str(record.get("error") or "").splitlines()), None),
-        seed=record.get("seed", config.get("seed")),
-        settings={k: v for k, v in flat.items() if k != "seed" and not changes_no_result(k)},
-        overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
-        data=None if digest is None else str(digest),
-        data_name=str(data.get("name") or target.rpartition(".")[2].lower() or "unknown"),
-        selection=_selection(record, metrics, curves),
-        test=_number(metrics.get("test/acc")),
-        epochs=_number(record.get("epochs")),
-        parameters=_number(record.get("parameters")),
-        fit_s=_number(timings.get("fit_s")),
-        images_per_s=_number(timings.get("images_per_s")),
+        status=record.status,
+        error=next(iter((record.error or "").splitlines()), None),
+        seed=config.get("seed") if record.seed is None else record.seed,
+        settings={key: value for key, value in deciding(config).items() if key != "seed"},
+        overrides=record.overrides,
+        data=record.data.digest or None,
+        data_name=record.data.name or target.rpartition(".")[2].lower() or "unknown",
+        selection=_selection(record, curves),
+        test=record.metrics.get("test/acc"),
+        epochs=record.epochs,
+        parameters=record.parameters,
+        fit_s=record.timings.fit_s,
+        images_per_s=record.timings.images_per_s,
         record=record,
         curves=curves,
     )
 
 
-def _selection(
-    record: Mapping[str, Any], metrics: Mapping[str, Any], curves: Curves
-) -> float | None:
-    last = _number(metrics.get("val/acc"))
-    best = _number(record.get("best_epoch"))
-    if record.get("tested") != "best" or best is None or "val/acc" not in curves:
+def _selection(record: RunRecord, curves: Curves) -> float | None:
+    last, best = record.metrics.get("val/acc"), record.best_epoch
+    if record.tested != "best" or best is None or "val/acc" not in curves:
         return last
-    if "starts" in record:
+    if "starts" in record.model_fields_set:
         return last  # and no row of a curve, which in an epoch validated twice may be another's
     # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]

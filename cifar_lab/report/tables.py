@@ -116,8 +116,6 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
     records = []
     for group in groups:
         for run in group.runs:
-            metrics = run.record.get("metrics")
-            metrics = metrics if isinstance(metrics, dict) else {}
             records.append(
                 {
                     "run": run.name,
@@ -127,17 +125,17 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
                     **{key.key: group.values[key.key] for key in keys},
                     "seed": run.seed,
                     "epochs": run.epochs,
-                    "best_epoch": run.record.get("best_epoch"),
+                    "best_epoch": run.record.best_epoch,
                     "val/acc": run.selection,
                     "test/acc": run.test,
-                    **{name: metrics.get(name) for name in _METRICS},
+                    **{name: run.record.metrics.get(name) for name in _METRICS},
                     "parameters": run.parameters,
                     "fit_s": run.fit_s,
                     "images_per_s": run.images_per_s,
-                    "device": run.record.get("device"),
+                    "device": run.record.device,
                     "data": run.data_name,
                     "data_digest": run.data,
-                    "config_digest": run.record.get("config_digest"),
+                    "config_digest": run.record.config_digest,
                     "error": run.error,
                 }
             )

@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.compose import run_config
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.targets import locate
+from cifar_lab.config.targets import FROM_THE_DATASET, locate
 from cifar_lab.config.validate import (
     accelerator,
-    check,
     check_averages,
     check_devices,
     check_processes,
+    check_resolved,
 )
 from cifar_lab.errors import InputError
 from cifar_lab.records import processes
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cifar_lab.data.datamodule import DataModule
+    from cifar_lab.data.dataset import Dataset
     from cifar_lab.training.fit import Parts
 
 
@@ -39,14 +39,18 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, run_dir: Path) -> Parts:
+def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
+
+    Args:
+        cfg: composed.
+        resolved: the same as `run_config` gave it.
+        run_dir: the run folder, which need not be there.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
     """
-    resolved = run_config(cfg)
-    check(cfg)  # loads what the targets need, torch and lightning among it
+    check_resolved(resolved)  # loads what the targets need, torch and lightning among it
     import lightning.pytorch as lightning
     import torch
 
@@ -67,7 +71,7 @@ def build(cfg: DictConfig, run_dir: Path) -> Parts:
     with log_to_stderr():
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
-    network = build_alone("model", cfg)
+    network = build_model(cfg, data.dataset)
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
     channels_last = prepare(
@@ -110,29 +114,59 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     from cifar_lab.training.trial import Expected, try_loss, try_network
 
     expected = Expected(
-        size=data.dataset.train.images.shape[1:],
-        classes=data.augment.num_classes,
+        size=data.dataset.image_size,
+        classes=len(data.dataset.classes),
         batch_size=data.batch_size,
         mixes=data.augment.mixes and data.transform is None,
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
     )
     name = f"model._target_={cfg.model['_target_']}"
-    advice = _advice(cfg.model, expected.classes)
+    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
+    advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=expected.mixes, name=name)
 
 
-def _advice(node: DictConfig, classes: int) -> str:
+def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
+    """The network for the dataset's classes and images; what it takes by name decides.
+
+    Raises:
+        InputError: as `build`, and for another number of classes.
+    """
+    from omegaconf import OmegaConf
+
+    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    classes, (_, _, width) = len(dataset.classes), dataset.image_size
+    if given is not None and given != classes:
+        raise InputError(
+            f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
+            f"{classes}"
+        )
+    takes_more, names = _takes(target)
+    # torchvision's functions hand what they don't know themselves on to the network's class
+    hands_on = takes_more and str(target).startswith("torchvision.models.")
+    known = {"num_classes": classes, "image_size": width}
+    assert set(known) == FROM_THE_DATASET["model"]
+    unsaid = {name for name in known if cfg.model.get(name) is None}
+    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
+    taken = names | {"num_classes"} if hands_on else names
+    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
+    return network
+
+
+def _takes(target: str) -> tuple[bool, set[str]]:
+    """Whether a network takes arguments of any name, and which it takes by name."""
     import inspect
 
-    if "num_classes" in node:
-        return f"set model.num_classes={classes}"
-    parameters = inspect.signature(locate("model", node["_target_"])).parameters
-    takes = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "num_classes" in parameters
-    return f"add +model.num_classes={classes}" if takes else ""
+    try:
+        parameters = inspect.signature(locate("model", target)).parameters
+    except ValueError:  # built in C
+        return False, set()
+    by_name = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    return len(by_name) < len(parameters), by_name
 
 
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:

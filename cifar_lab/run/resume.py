@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import changes_no_result, config_digest, flatten, same_images
-from cifar_lab.records.record import FILE_NAME, read_record
+from cifar_lab.records.digest import changes_no_result, config_digest, flatten
+from cifar_lab.records.record import FILE_NAME, RunRecord
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class Earlier:
     """The run that a folder holds.
 
     Attributes:
-        record: its run.json; empty where there is none.
+        record: its run.json; None where there is none.
         finished: it is this very run, if it was on these images, and nothing is left to do.
         checkpoint: where to go on; which of its checkpoints is whole is decided under the lock.
     """
 
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunRecord | None = None
     finished: bool = False
     checkpoint: Path | None = None
 
 
 def check_images(
-    run_dir: Path, config: Mapping[str, Any], record: Mapping[str, Any], images: str | None
+    run_dir: Path, config: Mapping[str, Any], record: RunRecord | None, images: str | None
 ) -> None:
     """Refuses images that are not those of the folder's run; where they lie decides nothing.
 
@@ -39,20 +39,18 @@ def check_images(
         run_dir: the folder.
         config: of this start, resolved.
         record: of the folder's run; one that ended before it had read any images fits all.
-        images: as in `digest.same_images`.
+        images: as in `cifar_lab.records.record.Data.holds`.
 
     Raises:
         InputError: they are others.
     """
-    before = record.get("data") or {}
-    if not before.get("digest") or same_images(images, before):
+    if record is None or not record.data.digest or record.data.holds(images):
         return
     found = "the official images, not on this machine" if images is None else images[:12]
-    then = record.get("config") or {}
     raise InputError(
         f"{root_of(config)}: these images ({found}) are not those of the run in {run_dir} "
-        f"({before['digest'][:12]}, {root_of(then)} then); give those to go on with it or to see "
-        "its result, or choose another hydra.run.dir for a run on these"
+        f"({record.data.digest[:12]}, {root_of(record.config or {})} then); give those to go on "
+        "with it or to see its result, or choose another hydra.run.dir for a run on these"
     )
 
 
@@ -64,7 +62,7 @@ def root_of(config: Mapping[str, Any]) -> str:
     return f"data={str(data.get('_target_')).rpartition('.')[2].lower()}"
 
 
-def look(run_dir: Path, config: dict[str, Any]) -> Earlier:
+def find(run_dir: Path, config: dict[str, Any]) -> Earlier:
     """What the folder holds for a run of this resolved configuration; `check_images` comes after.
 
     Raises:
@@ -91,7 +89,7 @@ def look(run_dir: Path, config: dict[str, Any]) -> Earlier:
         )
     record = _read(run_dir)
     longer = _longer_by(record, run_dir, config)
-    if record["status"] == "finished" and not longer:
+    if record.status == "finished" and not longer:
         return Earlier(record, finished=True)
     if longer:
         print(f"cifar_lab: {run_dir}: {longer} more epochs for this run", file=sys.stderr)
@@ -105,29 +103,29 @@ def look(run_dir: Path, config: dict[str, Any]) -> Earlier:
     return Earlier(record, checkpoint=checkpoint)
 
 
-def _read(run_dir: Path) -> dict[str, Any]:
+def _read(run_dir: Path) -> RunRecord:
     try:
-        record = read_record(run_dir)
+        record = RunRecord.read(run_dir)
     except (OSError, ValueError) as error:
         raise InputError(f"hydra.run.dir={run_dir}: its {FILE_NAME}: {error}") from error
     # one that this very process could not close (a full disk) is over
-    if record["status"] == "running" and record["pid"] != os.getpid():
+    if record.status == "running" and record.pid != os.getpid():
         raise InputError(
-            f"hydra.run.dir={run_dir}: process {record['pid']} on {record['host']} "
+            f"hydra.run.dir={run_dir}: process {record.pid} on {record.host} "
             "is running in it; wait for it, or choose another folder"
         )
     return record
 
 
-def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) -> int:
+def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
     """Epochs that this configuration has more than the folder's, which else is the same.
 
     Raises:
         InputError: something else differs, or the run can't be made longer.
     """
-    if record["config_digest"] == config_digest(config):
+    if record.config_digest == config_digest(config):
         return 0
-    old, new = dict(flatten(record["config"])), dict(flatten(config))
+    old, new = dict(flatten(record.config or {})), dict(flatten(config))
     differing = [
         key
         for key in sorted({*old, *new})
@@ -151,7 +149,7 @@ def _longer_by(record: dict[str, Any], run_dir: Path, config: dict[str, Any]) ->
     )
 
 
-def _fixed_length(record: dict[str, Any], epochs: int, config: dict[str, Any]) -> str | None:
+def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str | None:
     """Why the folder's run would be another one had it been longer; None where it would not."""
     from cifar_lab.training.schedules import depends_on_length
 
@@ -161,6 +159,6 @@ def _fixed_length(record: dict[str, Any], epochs: int, config: dict[str, Any]) -
         return f"whose learning rates depend on that number (scheduler={name})"
     if config["trainer"].get("max_steps", -1) != -1:
         return "which trainer.max_steps bounds as well"
-    if record["status"] == "finished" and record["epochs"] < epochs:
-        return f"which stopped early, after {record['epochs']}"
+    if record.status == "finished" and record.epochs < epochs:
+        return f"which stopped early, after {record.epochs}"
     return None

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from cifar_lab.formats import clock, images_per_s, percent
+from cifar_lab.records.record import Data, RunRecord
 
 
-def print_summary(
-    record: Mapping[str, Any], run_dir: Path, *, console: Console | None = None
-) -> None:
+def print_summary(record: RunRecord, run_dir: Path, *, console: Console | None = None) -> None:
     """Prints a finished run's result, what it was made with, and the next commands.
 
     Args:
-        record: the fields of run.json; a field that is missing has no line.
+        record: of the run; what it doesn't know has no line.
         run_dir: the run folder.
         console: None is standard output; without a terminal there: plain text.
     """
@@ -36,8 +34,8 @@ def _print_line(console: Console, name: str, value: str, style: str = "") -> Non
     console.print(Text.assemble((f"{name:<15}", "dim"), (value, style)), soft_wrap=True)
 
 
-def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    metrics, timings = record.get("metrics") or {}, record.get("timings") or {}
+def _lines(record: RunRecord) -> Iterator[tuple[str, str]]:
+    metrics, timings = record.metrics, record.timings
     if (accuracy := metrics.get("test/acc")) is not None:
         yield (
             "test accuracy",
@@ -47,36 +45,42 @@ def _lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (accuracy := metrics.get("val/acc")) is not None:
         loss = _number(", loss {:.4f}", metrics, "val/loss")
         yield "validation", f"{percent(accuracy)}{loss}"
-    if record.get("epochs") is not None:
-        yield "trained", f"{record['epochs']} epochs{_steps(record)}"
-    for departure in record.get("departures") or ():
+    yield "trained", f"{record.epochs} epochs{_steps(record)}"
+    for departure in record.departures:
         yield "not as asked", departure
-    if timings.get("fit_s") is not None:
-        speed = timings.get("images_per_s")
-        took = f"{clock(timings['fit_s'])} in all"
+    if timings.fit_s is not None:
+        speed = timings.images_per_s
+        took = f"{clock(timings.fit_s)} in all"
         yield "time", took if speed is None else f"{took}, {images_per_s(speed)} in training"
-    if record.get("parameters") is not None:
-        yield "parameters", f"{record['parameters']:,}"
-    if record.get("device") is not None:
-        yield "device", str(record["device"])
-    if record.get("data"):
-        yield "data", describe_data(record["data"])
+    if record.parameters is not None:
+        yield "parameters", f"{record.parameters:,}"
+    if record.device is not None:
+        yield "device", record.device
+    if record.data.name:
+        yield "data", describe_data(record.data)
 
 
-def describe_data(data: Mapping[str, Any]) -> str:
+OFFICIAL_TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar100_coarse": "CIFAR-100 with coarse labels",
+}
+
+
+def describe_data(data: Data) -> str:
     """The record's ``data`` in words; says when the bytes are not the official ones."""
-    if data.get("name") == "synthetic":
+    if data.name == "synthetic":
         return "synthetic, drawn by code: no benchmark"
-    if data.get("name", "cifar10") != "cifar10":
-        return f"{data['name']}, from {data.get('layout')}"
-    if data.get("official"):
-        return "CIFAR-10, the official bytes"
-    return f"CIFAR-10 from {data.get('layout')}: not the official bytes"
+    if (title := OFFICIAL_TITLES.get(data.name)) is None:
+        return f"{data.name}, from {data.layout}"
+    if data.official:
+        return f"{title}, the official bytes"
+    return f"{title} from {data.layout}: not the official bytes"
 
 
-def _tested(record: Mapping[str, Any]) -> str:
-    because, epoch = record.get("tested_because"), record.get("best_epoch")
-    if record.get("tested") == "best":
+def _tested(record: RunRecord) -> str:
+    because, epoch = record.tested_because, record.best_epoch
+    if record.tested == "best":
         details = [f"epoch {epoch}"] if epoch else []
         return f"best checkpoint by validation{_in_brackets([*details, because])}"
     return f"last epoch{_in_brackets([because])}"
@@ -87,14 +91,13 @@ def _in_brackets(details: Iterable[str | None]) -> str:
     return f" ({known})" if known else ""
 
 
-def _steps(record: Mapping[str, Any]) -> str:
-    steps, planned = record.get("steps"), record.get("steps_planned")
-    if steps is None or planned in (None, steps):
-        return _number(", {:,} steps", record, "steps")
-    return f", {steps:,} of {planned:,} steps"
+def _steps(record: RunRecord) -> str:
+    steps, planned = record.steps, record.steps_planned
+    of = "" if planned in (None, steps) else f" of {planned:,}"
+    return f", {steps:,}{of} steps"
 
 
-def _number(pattern: str, values: Mapping[str, Any], key: str) -> str:
+def _number(pattern: str, values: Mapping[str, float | None], key: str) -> str:
     value = values.get(key)
     return "" if value is None else pattern.format(value)
 

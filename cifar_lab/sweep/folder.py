@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from cifar_lab.errors import InputError
 from cifar_lab.records.files import write_atomically
-from cifar_lab.records.record import FILE_NAME, SCHEMA, now, read_record
+from cifar_lab.records.record import SCHEMA, RunRecord
 
 _DEFAULT = "outputs/sweeps"
 # Workers end within a second of their parent; what still runs then belongs to someone else.
@@ -92,14 +92,14 @@ class SweepFolder:
         if not path.exists():
             write_atomically(path, json.dumps({"schema": SCHEMA, **fields}, indent=2) + "\n")
 
-    def records(self, digest: str) -> list[tuple[Path, dict[str, Any]]]:
+    def records(self, digest: str) -> list[tuple[Path, RunRecord]]:
         """Folder and record of what had run with a configuration of this digest, by name.
 
         On whichever images, and under whichever name: older versions gave others.
         """
         return [(path, record) for path in self._by_digest[digest] if (record := record_of(path))]
 
-    def find(self, digest: str, images: str, suffix: str) -> tuple[Path, dict[str, Any]] | None:
+    def find(self, digest: str, images: str, suffix: str) -> tuple[Path, RunRecord | None] | None:
         """The job's folder and record of an earlier start, whatever was swept then.
 
         Args:
@@ -108,13 +108,15 @@ class SweepFolder:
             suffix: the end of its folder's name.
         """
         for path, record in self.records(digest):
-            if images_of(record) == images:
+            if record.data.digest == images:
                 return path, record
         for path in sorted(self.path.glob(f"*{suffix}/")):
-            record = record_of(path) or {}
+            named = record_of(path)
             # what ended before it had read any images is known by its name
-            if record.get("config_digest", digest) == digest and images_of(record) in (images, ""):
-                return path, record
+            if named is None or (
+                named.config_digest == digest and named.data.digest in (images, "")
+            ):
+                return path, named
         return None
 
     @cached_property
@@ -123,19 +125,14 @@ class SweepFolder:
         found = defaultdict(list)
         for path in sorted(self.path.glob("*/")):
             if (record := record_of(path)) is not None:
-                found[str(record.get("config_digest"))].append(path)
+                found[record.config_digest].append(path)
         return found
 
 
-def images_of(record: Mapping[str, Any]) -> str:
-    """The digest of a run's images; "" where it ended before it had read any."""
-    return str((record.get("data") or {}).get("digest") or "")
-
-
-def record_of(run_dir: Path) -> dict[str, Any] | None:
+def record_of(run_dir: Path) -> RunRecord | None:
     """The record below ``run_dir``, or None while there is none that can be read."""
     try:
-        return read_record(run_dir)
+        return RunRecord.read(run_dir)
     except (OSError, ValueError):
         return None
 
@@ -143,36 +140,11 @@ def record_of(run_dir: Path) -> dict[str, Any] | None:
 def wait_until_left(run_dir: Path) -> None:
     """Waits for a worker whose supervisor has just been killed; raises InputError if it stays."""
     deadline = time.monotonic() + _PATIENCE_S
-    while (record := record_of(run_dir)) is not None and record["status"] == "running":
+    while (record := record_of(run_dir)) is not None and record.status == "running":
         if time.monotonic() > deadline:
             raise InputError(
-                f"hydra.sweep.dir={run_dir.parent}: process {record.get('pid')} on "
-                f"{record.get('host')} is running in {run_dir.name}; wait for it, or choose "
+                f"hydra.sweep.dir={run_dir.parent}: process {record.pid} on "
+                f"{record.host} is running in {run_dir.name}; wait for it, or choose "
                 "another folder"
             )
         time.sleep(0.05)
-
-
-def close_record(run_dir: Path, fields: dict[str, Any], status: str, error: str | None) -> None:
-    """Says in run.json how a job ended that could not say it itself.
-
-    Args:
-        run_dir: the job's folder.
-        fields: of the job, known without having run it.
-        status: the ending.
-        error: one line.
-    """
-    begun: dict[str, Any] = {
-        "schema": SCHEMA,
-        "started": now(),
-        "heartbeat": now(),
-        "epochs": 0,
-        "steps": 0,
-        "timings": {},
-        "metrics": {},
-        "checkpoints": [],
-    }
-    # what an earlier attempt measured stays; who ended is said by fields
-    record = {**begun, **(record_of(run_dir) or {}), **fields}
-    ending = {"status": status, "error": error, "ended": now()}
-    write_atomically(run_dir / FILE_NAME, json.dumps({**record, **ending}, indent=2) + "\n")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, with_none
@@ -110,14 +110,13 @@ def _reported(done: JobReturn | None) -> Path | None:
 
 def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
     """Why a job counts as failed; empty where its record says that it doesn't."""
-    record: dict[str, Any] = record_of(folder) or {}
-    status = record.get("status")
-    if status not in (None, "finished", "pruned"):
-        return f"{status}: {record.get('error') or 'its process is gone'}"
+    record = record_of(folder)
+    if record is not None and record.status not in ("finished", "pruned"):
+        return f"{record.status}: {record.error or 'its process is gone'}"
     # not by `return_value`, which raises what it holds and writes to standard error
     raised = getattr(done, "_return_value", None)
     if isinstance(raised, JobFailed):  # beside a record, too: of another run in the same folder
         return raised.reason
     if isinstance(raised, Exception):
         return first_line(f"{type(raised).__name__}: {raised}")
-    return "" if status else lost or "left no record"
+    return "" if record else lost or "left no record"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cifar_lab.records.record import SETTLED
 from cifar_lab.sweep.folder import SweepFolder, wait_until_left
 from cifar_lab.sweep.points import Point
-from cifar_lab.sweep.supervisor import SETTLED, SweepJob
+from cifar_lab.sweep.supervisor import SweepJob
 
 
 def make_job(folder: SweepFolder, point: Point) -> SweepJob:
     """The point's job; raises InputError where another process is running in its folder."""
     found = folder.find(point.digest, point.images, point.suffix)
-    path, record = found or (folder.path / point.folder_name, {})
+    path, record = found or (folder.path / point.folder_name, None)
     wait_until_left(path)
     job = SweepJob(point, path, record=record)
-    if record.get("status") in SETTLED:
-        job.status, job.before, job.error = record["status"], True, record.get("error")
+    if record is not None and record.status in SETTLED:
+        job.status, job.before, job.error = record.status, True, record.error
     return job
 
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.errors import InputError, Interrupted
-from cifar_lab.records.digest import same_images
 from cifar_lab.records.environment import git_state, package_versions
-from cifar_lab.records.record import command_line, made_otherwise, now
+from cifar_lab.records.record import SETTLED, Data, Git, Start, command_line, made_otherwise, now
 from cifar_lab.sweep import process
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.jobs import make_jobs
 from cifar_lab.sweep.points import Point, at, compose_point, varying, with_threads
 from cifar_lab.sweep.results import write_report
-from cifar_lab.sweep.supervisor import SETTLED, Slot, Source, Supervisor, SweepJob
+from cifar_lab.sweep.supervisor import Slot, Source, Supervisor, SweepJob
 from cifar_lab.sweep.tasks import CHECK, OPEN, Check, Findings, Found, Open, data_key
 from cifar_lab.sweep.view import SweepView
 
@@ -100,7 +99,9 @@ def run_grid(
     points = [replace(point, images=images[i]) for i, point in enumerate(points)]
     work = {points[i].digest: work for i, work in zip(asked, findings.work, strict=True)}
     with folder.locked():
-        folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
+        folder.remember(
+            threads=threads, created=now().isoformat(), command=command_line(_arguments())
+        )
         jobs = make_jobs(folder, points)
         _print_warnings(findings.warnings)
         _print_made_otherwise(jobs)
@@ -146,7 +147,9 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
         return replace(point, images=images.get(key, ""))
 
     with folder.locked():
-        folder.remember(threads=threads, created=now(), command=command_line(_arguments()))
+        folder.remember(
+            threads=threads, created=now().isoformat(), command=command_line(_arguments())
+        )
         jobs: list[SweepJob] = []
         study = search.open_study(
             settings, folder, space, probes[0].config["trainer"].get("max_epochs")
@@ -230,10 +233,10 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
         InputError: a point that has ended would find no images now. They may be others: its result
             is not given for a reply.
     """
-    ended: dict[int, list[dict[str, Any]]] = {}
+    ended: dict[int, list[Data]] = {}
     for i, point in enumerate(points):
         records = [record for _, record in folder.records(point.digest)]
-        if data := [r.get("data") or {} for r in records if r.get("status") in SETTLED]:
+        if data := [record.data for record in records if record.status in SETTLED]:
             ended[i] = data
     different = {data_key(points[i].config): points[i] for i in reversed(ended)}
     opened = dict(zip(different, _open_data(list(different.values())), strict=True))
@@ -245,7 +248,7 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
                 f"{at(points[i].swept, found.error)}; the jobs that have ended can't be compared "
                 f"with that, and their results stay in {folder.path}"
             )
-        same = (d["digest"] for d in data if same_images(found.digest, d))
+        same = (d.digest for d in data if d.holds(found.digest))
         if (digest := next(same, None)) is not None:
             settled[i] = digest
     return settled
@@ -344,7 +347,8 @@ def _print_made_otherwise(jobs: Sequence[SweepJob]) -> None:
     begun = [j for j in jobs if not j.before and any(j.run_dir.glob("checkpoints/*.ckpt"))]
     if not ended and not begun:
         return
-    here = {"git": git_state(Path(__file__).parents[1]), "packages": package_versions()}
+    git = Git(**git_state(Path(__file__).parents[1]))
+    here = Start(git=git, packages=package_versions())
     lines = []
     for some, fate, advice in (
         (
@@ -354,7 +358,8 @@ def _print_made_otherwise(jobs: Sequence[SweepJob]) -> None:
         ),
         (begun, "go on", ""),
     ):
-        others = [text for job in some if (text := made_otherwise(job.record, here))]
+        starts = [job.record.all_starts for job in some if job.record is not None]
+        others = [text for its in starts if (text := made_otherwise(its, here))]
         if others:
             texts = ", or ".join(dict.fromkeys(others))
             lines.append(f"{len(others)} of the {len(jobs)} jobs {fate}, made with {texts}{advice}")

@@ -15,6 +15,7 @@ from cifar_lab.config.names import job_words
 from cifar_lab.config.overrides import OF_THE_SWEEP, check_merged, is_of_the_sweep, with_none
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest, run_digest
+from cifar_lab.records.record import command_line
 from cifar_lab.sweep.compose import Composer
 
 _DIGITS = 8  # of the digest, in a job's name: 2**32 of them
@@ -44,6 +45,17 @@ class Point:
     def label(self) -> str:
         """The swept values in one line."""
         return " ".join(f"{key}={value}" for key, value in self.swept.items()) or "(nothing swept)"
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a record says of it without its having run."""
+        return {
+            "command": command_line(self.overrides),
+            "overrides": self.overrides,
+            "config_digest": self.digest,
+            "config": self.config,
+            "seed": self.config["seed"],
+        }
 
     @property
     def suffix(self) -> str:

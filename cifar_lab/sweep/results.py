@@ -55,14 +55,15 @@ def write_report(sweep_dir: Path) -> None:
 
 
 def _row(job: SweepJob) -> dict[str, Any]:
-    metrics = job.record.get("metrics") or {}
+    record = job.record
+    metrics = {} if record is None else record.metrics
     return {
         "job": job.run_dir.name,
         "status": job.status,
         **job.point.swept,
         "seed": job.point.config["seed"],
-        "epochs": job.record.get("epochs"),
+        "epochs": None if record is None else record.epochs,
         **{name: metrics.get(name) for name in _METRICS},
-        "fit_s": (job.record.get("timings") or {}).get("fit_s"),
+        "fit_s": None if record is None else record.timings.fit_s,
         "error": job.error,
     }

@@ -12,11 +12,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import changes_no_result, flatten
-from cifar_lab.sweep.folder import SweepFolder, images_of, record_of
+from cifar_lab.records.record import SETTLED, RunRecord
+from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.space import Space
-from cifar_lab.sweep.supervisor import SETTLED, SweepJob
+from cifar_lab.sweep.supervisor import SweepJob
 
 PRUNED_ON = "val/acc"
 SAMPLERS = ("tpe", "random", "grid")
@@ -142,7 +143,8 @@ def _fixes_a_value(key: str) -> bool:
 
 def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:
     names = {str(trial.user_attrs.get(_JOB)) for trial in study.get_trials(deepcopy=False)}
-    return {images_of(record_of(folder.path / name) or {}) for name in names} - {""}
+    records = [record_of(folder.path / name) for name in names]
+    return {record.data.digest for record in records if record is not None} - {""}
 
 
 def _pruner(settings: Mapping[str, Any], max_epochs: int | None) -> optuna.pruners.BasePruner:
@@ -231,7 +233,8 @@ class StudySource:
     def prunes(self, job: SweepJob) -> bool:
         """Reports each epoch's validation accuracy, and asks the pruner."""
         name = job.run_dir.name
-        epochs, value = job.record.get("epochs") or 0, _value(job.record, PRUNED_ON)
+        epochs = 0 if job.record is None else job.record.epochs
+        value = _value(job.record, PRUNED_ON)
         if not self._prunes or value is None or epochs <= self._reported.get(name, 0):
             return False
         self._reported[name] = epochs
@@ -314,8 +317,10 @@ class StudySource:
         return max(told, default=_WORSE_THAN_ANY)
 
 
-def _value(record: Mapping[str, Any], name: str) -> float | None:
-    for fields in (record.get("metrics") or {}, record.get("timings") or {}, record):
+def _value(record: RunRecord | None, name: str) -> float | None:
+    if record is None:
+        return None
+    for fields in (record.metrics, record.timings.model_dump(), record.model_dump(include={name})):
         value = fields.get(name)
         if isinstance(value, int | float) and math.isfinite(value):
             return float(value)

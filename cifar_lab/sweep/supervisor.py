@@ -7,16 +7,16 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cifar_lab import signals
-from cifar_lab.records.record import command_line
+from cifar_lab.records.record import SETTLED, RunRecord, Status, close_for
 from cifar_lab.sweep import process
-from cifar_lab.sweep.folder import close_record, record_of
+from cifar_lab.sweep.folder import record_of
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.tasks import RUN_JOB, Task
 
@@ -24,8 +24,6 @@ _TICK_S = 0.2
 # What a job may take to save its checkpoint after SIGTERM.
 _GRACE_S = 30.0
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator", "out of memory")
-# A job that ended so would end so again: it is never started anew.
-SETTLED = ("finished", "diverged", "pruned")
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class SweepJob:
     Attributes:
         status: ``queued``, or as in the record.
         before: ended in an earlier start of the sweep.
-        record: run.json as last read.
+        record: run.json as last read; None before there is one.
     """
 
     point: Point
     run_dir: Path
     status: str = "queued"
     before: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
+    record: RunRecord | None = None
     error: str | None = None
     attempts: int = 0
     slot: str = ""
@@ -171,7 +169,8 @@ class Supervisor:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         job.attempts += 1
         job.status, job.slot, job.started = "running", slot.name, time.monotonic()
-        job.epochs_at_start = int((record_of(job.run_dir) or {}).get("epochs") or 0)
+        before = record_of(job.run_dir)
+        job.epochs_at_start = 0 if before is None else before.epochs
         point = job.point
         task = Task(point.cfg, point.overrides, job.run_dir, point.images)
         worker = process.start(
@@ -192,7 +191,7 @@ class Supervisor:
         if running.stop is None:
             if self._timeout_s is not None and job.took_s > self._timeout_s:
                 self._stop(running, "timeout")
-            elif job.record.get("status") == "running" and self._source.prunes(job):
+            elif job.record and job.record.status == "running" and self._source.prunes(job):
                 self._stop(running, "pruned")
         elif running.kill_at is not None and now > running.kill_at:
             process.kill(running.process)
@@ -218,14 +217,16 @@ class Supervisor:
         job, code = running.job, running.process.exitcode
         assert code is not None
         job.took_s = time.monotonic() - job.started
-        job.record = record_of(job.run_dir) or {}
-        ending = str(job.record.get("status", "lost"))
-        if ending not in SETTLED and job.record.get("pid") != running.process.pid:
+        job.record = record_of(job.run_dir)
+        ending, error = "lost", None
+        if job.record is not None:
+            ending, error = job.record.status, job.record.error
+        if job.record and ending not in SETTLED and job.record.pid != running.process.pid:
             ending = "lost"  # what lies there is an earlier attempt's
         if ending in ("interrupted", "running", "lost"):  # it could not say how it ended
             process.kill(running.process)  # ranks and loaders that it may have left behind
         if ending in SETTLED:
-            job.status, job.error = ending, job.record.get("error")
+            job.status, job.error = ending, error
         elif running.stop in ("interrupted", "fail_fast") and ending != "failed":
             job.status, job.error = "interrupted", None
         elif running.stop == "pruned":
@@ -233,7 +234,7 @@ class Supervisor:
         elif running.stop == "timeout":
             self._settle(job, "failed", f"job_timeout={self._timeout_s}: took longer, was stopped")
         elif ending == "failed":
-            job.status, job.error = "failed", str(job.record.get("error"))
+            job.status, job.error = "failed", str(error)
             if self._stopping is None and _memory_ran_out(job.error) and self._may_retry(job):
                 job.status = "queued"
         elif self._stopping is None and self._may_retry(job):
@@ -252,17 +253,10 @@ class Supervisor:
     def _may_retry(self, job: SweepJob) -> bool:
         return job.attempts <= self._retries
 
-    def _settle(self, job: SweepJob, status: str, error: str | None) -> None:
+    def _settle(self, job: SweepJob, status: Status, error: str | None) -> None:
         job.status, job.error = status, error
-        fields = {
-            "command": command_line(job.point.overrides),
-            "overrides": list(job.point.overrides),
-            "config_digest": job.point.digest,
-            "config": job.point.config,
-            "seed": job.point.config["seed"],
-        }
-        close_record(job.run_dir, fields, status, error)
-        job.record = record_of(job.run_dir) or {}
+        close_for(job.run_dir, status=status, error=error, **job.point.known)
+        job.record = record_of(job.run_dir)
 
 
 def _memory_ran_out(error: str) -> bool:

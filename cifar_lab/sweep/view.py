@@ -87,7 +87,7 @@ class SweepView:
         write_results(self._sweep_dir, self._jobs)
         if self._live is not None:
             return
-        accuracy = job.record.get("metrics", {}).get("val/acc")
+        accuracy = None if job.record is None else job.record.metrics.get("val/acc")
         parts = [
             f"{'again' if job.status == 'queued' else job.status:<8} {job.run_dir.name}",
             "" if accuracy is None else f"val/acc {accuracy:.4f}",
@@ -131,9 +131,9 @@ class SweepView:
 def _row(job: SweepJob) -> tuple[str, ...]:
     if job.status == "queued":
         return (job.run_dir.name, "queued", "", "", "", "", "")
-    epochs = int(job.record.get("epochs") or 0)
+    epochs = 0 if job.record is None else job.record.epochs
     wanted = job.point.config["trainer"].get("max_epochs")
-    accuracy = job.record.get("metrics", {}).get("val/acc")
+    accuracy = None if job.record is None else job.record.metrics.get("val/acc")
     return (
         job.run_dir.name,
         job.status + (" before" if job.before else ""),

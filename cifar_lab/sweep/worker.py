@@ -20,13 +20,14 @@ from omegaconf import DictConfig
 from cifar_lab.config.compose import register
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.validate import accelerator, check_devices, check_resolved
+from cifar_lab.data.datamodule import DataModule
+from cifar_lab.data.dataset import Dataset
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
-from cifar_lab.records.record import command_line
+from cifar_lab.records.record import Data, close_for, command_line
 from cifar_lab.run import compatibility
-from cifar_lab.run.build import ALONE, FIT_TOGETHER, build_alone, build_data
-from cifar_lab.run.run import Job, run_under_hydra
-from cifar_lab.sweep.folder import close_record
+from cifar_lab.run.build import ALONE, FIT_TOGETHER, build, build_alone, build_data, build_model
+from cifar_lab.run.run import Request, data_warnings, run
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 
 
@@ -38,7 +39,7 @@ def check(request: Check) -> int:
     wrong: list[tuple[int, str]] = []
     seen: set[tuple[str, str]] = set()
     kinds, per_job = [], 1
-    images: dict[str, str] = {}
+    datasets: dict[str, Dataset] = {}
     warnings: dict[str, None] = {}
     for index, (cfg, resolved) in enumerate(zip(request.cfgs, request.configs, strict=True)):
         try:
@@ -52,10 +53,11 @@ def check(request: Check) -> int:
             kinds.append(accelerator(str(trainer.get("accelerator", "auto"))))
             compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
-            job = _build_new(cfg, resolved, {key for key, _ in parts - seen} - {"seed", "threads"})
-            if job is not None and data_key(resolved) not in images:
-                images[data_key(resolved)] = job.data_facts["digest"]
-                warnings |= dict.fromkeys(job.data_warnings)
+            new = {key for key, _ in parts - seen} - {"seed", "threads"}
+            module = _build_new(cfg, resolved, new)
+            if module is not None and data_key(resolved) not in datasets:
+                datasets[data_key(resolved)] = module.dataset
+                warnings |= dict.fromkeys(data_warnings(resolved, Data(**module.facts)))
             seen |= parts
         except InputError as error:
             wrong.append((index, str(error)))
@@ -69,8 +71,8 @@ def check(request: Check) -> int:
         request.reply.send(Findings(wrong, kind, count, per_job))
         return 0
     # the first point with a data group has been built with all that belongs to it
-    digests = [images[data_key(resolved)] for resolved in request.configs]
-    work = _work(request)
+    found = [datasets[data_key(resolved)] for resolved in request.configs]
+    digests, work = [data.digest for data in found], _work(request, found)
     request.reply.send(Findings(wrong, kind, count, per_job, work, digests, list(warnings)))
     return 0
 
@@ -91,37 +93,36 @@ def open_data(request: Open) -> int:
     return 0
 
 
-def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> Job | None:
-    """Builds the parts of these groups; all of the job, which is returned, if they need others."""
+def _build_new(cfg: DictConfig, resolved: dict[str, Any], groups: set[str]) -> DataModule | None:
+    """Builds the parts of these groups; all of the run, if they need others; then its data."""
     if groups <= set(ALONE):
         check_devices(resolved["trainer"], resolved["optimizer"])
         for group in groups:
             build_alone(group, cfg)
         return None
-    job = Job(cfg, run_dir=Path("unused").absolute(), overrides=[], started=time.perf_counter())
-    job.build()
-    return job
+    return build(cfg, resolved, Path("unused").absolute()).data
 
 
-def _work(request: Check) -> list[float]:
+def _work(request: Check, datasets: list[Dataset]) -> list[float]:
     operations: dict[str, int] = {}
     work = []
-    for cfg, resolved in zip(request.cfgs, request.configs, strict=True):
-        network = json.dumps(resolved["model"], sort_keys=True)
+    for cfg, resolved, data in zip(request.cfgs, request.configs, datasets, strict=True):
+        shape = [len(data.classes), *data.image_size]
+        network = json.dumps([resolved["model"], shape], sort_keys=True)
         if network not in operations:
-            operations[network] = _operations(cfg)
+            operations[network] = _operations(cfg, data)
         work.append(float(operations[network] * (resolved["trainer"].get("max_epochs") or 1)))
     return work
 
 
-def _operations(cfg: DictConfig) -> int:
+def _operations(cfg: DictConfig, data: Dataset) -> int:
     """Of the forward pass of two images, which is not computed; 0 where it can't be counted."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            build_alone("model", cfg)(torch.empty(2, 3, 32, 32))
+            build_model(cfg, data)(torch.empty(2, *data.image_size))
     except Exception:  # a network that looks at its values, for instance
         return 0
     return int(counter.get_total_flops())
@@ -140,19 +141,15 @@ def run_job(task: Task) -> int:
     started = time.perf_counter()
     _register()
     os.environ.update(task.cfg.hydra.job.env_set)
-    job = Job(
+    asked = Request(
         task.cfg,
         run_dir=task.run_dir,
-        overrides=list(task.overrides),
+        overrides=task.overrides,
         started=started,
         images=task.images or None,
     )
     try:
-        if job.finished_before():
-            return 0
-        job.build()
-        job.make_folder()
-        return run_under_hydra(job)
+        return run(asked)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, InputError):
@@ -163,20 +160,18 @@ def run_job(task: Task) -> int:
             traceback.print_exc()
             status = 1
         print(f"cifar_lab: {text}", flush=True)
-        close_record(
+        close_for(
             task.run_dir,
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "command": command_line(task.overrides),
-                "overrides": list(task.overrides),
-                "config_digest": config_digest(job.config),
-                "config": job.config,
-                "seed": job.config["seed"],
-                "device": platform.machine(),
-            },
-            "failed",
-            first_line(text),
+            status="failed",
+            error=first_line(text),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            command=command_line(task.overrides),
+            overrides=task.overrides,
+            config_digest=config_digest(asked.config),
+            config=asked.config,
+            seed=asked.config["seed"],
+            device=platform.machine(),
         )
         return status
 

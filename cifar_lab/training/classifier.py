@@ -29,7 +29,7 @@ from cifar_lab.training.steps.multistep import steps_per_call, translate_progres
 
 
 class Classifier(LightningModule):
-    """Trains, validates and tests ``network``: images (B, 3, 32, 32) -> logits (B, C).
+    """Trains, validates and tests ``network``: images (B, 3, H, W) -> logits (B, C).
 
     Loss and accuracy are summed on the device and read when a split ends, so that nothing within
     an epoch waits for the device. Logged: ``train/loss``, ``train/acc``, ``lr`` (of the epoch's
@@ -78,12 +78,17 @@ class Classifier(LightningModule):
         self._graphed_step_type: type[GraphedStep] | None = None
         self._graphed_step: GraphedStep | None = None
         self._test_outputs: list[Batch] = []
-        self.test_logits = torch.empty(0, 10)
+        self.test_logits = torch.empty(0, 0)
         self.test_labels = torch.empty(0, dtype=torch.int64)
         self.keep_result: Callable[[dict[str, float]], None] = lambda means: None
 
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the network, frozen ones included."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of normalized images (B, 3, 32, 32)."""
+        """Logits (B, C) of normalized images (B, 3, H, W)."""
         logits: Tensor = self.network(images)
         return logits
 

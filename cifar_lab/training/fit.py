@@ -1,26 +1,29 @@
-"""Fit, then test once: everything that happens between a checked configuration and its record."""
+"""Fit, then test once; what came of it is a `FitResult`, and what becomes of that is others'."""
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
+from numpy.typing import NDArray
 
 from cifar_lab import signals
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import load
-from cifar_lab.records.files import write_atomically
-from cifar_lab.records.record import Record
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
-from cifar_lab.training.callbacks.lifecycle import KeepRecord, RestoreRng, StopInOrder, metrics_of
+from cifar_lab.training.callbacks.lifecycle import (
+    ReportProgress,
+    RestoreRng,
+    StopInOrder,
+    metrics_of,
+)
 from cifar_lab.training.callbacks.timings import Timings
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.layout import WatchLayout
@@ -47,62 +50,115 @@ class Parts:
     cuda_graph: bool = False
 
 
-def run(
-    parts: Parts, *, record: Record | None, run_dir: Path, started: float, resume_from: Path | None
-) -> None:
-    """Fits, tests the best checkpoint (the last where none is selected), and fills the record.
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit and its test came to.
+
+    Attributes:
+        metrics: by name; None where a number is of other weights than those that were tested.
+        timings: as `cifar_lab.training.callbacks.timings.Timings.summary`.
+        tested: ``best`` or ``last``.
+        tested_because: why those weights.
+        best_epoch: the selected one, from 1; None where none was.
+        best_step: optimizer steps behind it.
+        steps_planned: optimizer steps that the learning rates are laid out for.
+        images_per_step: images behind each of them.
+        departures: what ran other than configured, a line each.
+        checkpoints: paths relative to the run folder.
+        labels: (N,) int64 of the test images, in the order of the dataset.
+        logits: (N, C) float32, likewise.
+        classes: the C classes' names.
+    """
+
+    metrics: dict[str, float | None]
+    timings: dict[str, float | None]
+    tested: str
+    tested_because: str
+    best_epoch: int | None
+    best_step: int | None
+    steps_planned: int
+    images_per_step: int
+    departures: list[str]
+    checkpoints: list[str]
+    labels: NDArray[np.int64] = field(repr=False)
+    logits: NDArray[np.float32] = field(repr=False)
+    classes: tuple[str, ...] = field(repr=False)
+
+
+def fit_and_test(
+    parts: Parts,
+    *,
+    run_dir: Path,
+    started: float,
+    resume_from: Path | None,
+    overrides: Sequence[str] = (),
+    report: Callable[..., object] | None = None,
+    on_result: Callable[[FitResult], None] | None = None,
+) -> FitResult:
+    """Fits, then tests the best checkpoint (the last where none is selected), once.
 
     Args:
-        parts: as built from the configuration.
-        record: None on all ranks but the first.
+        parts: built.
         run_dir: the run folder.
         started: `time.perf_counter` when the process began.
         resume_from: the checkpoint to continue from.
+        overrides: as typed, for the loggers' hyperparameters.
+        report: called after each epoch with the fields of a record that have changed.
+        on_result: called with the result as soon as the test images have been read: before any
+            logger or callback gets to see it, and may fail.
 
     Raises:
         Diverged: a loss or a weight became NaN or infinite. Interrupted: Ctrl-C or SIGTERM.
         InputError: the fit was stopped before its first step, or no validation logged what selects.
         DamagedError: the best checkpoint can't be read, and no other holds that epoch.
     """
-    trainer, data = parts.trainer, parts.data
+    trainer, data, classifier = parts.trainer, parts.data, parts.classifier
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     timings, watch = Timings(started=started), WatchLayout()
-    checkpoints = _add_callbacks(parts, record, timings, watch, run_dir)
+    checkpoints = _add_callbacks(parts, report, timings, watch, run_dir)
     multistep = arrange(trainer, data, parts.steps_per_call)
     if parts.cuda_graph and multistep is None:
         log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
-    parts.classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
-    carried = _take_up(parts, record, run_dir, resume_from)
+    classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
+    carried = _take_up(parts, run_dir, resume_from, overrides, report)
     with signals.deferred():
-        trainer.fit(parts.classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
         fitted = timings.summary()
         if trainer.global_step == 0:
             raise InputError("the fit was stopped before its first optimizer step: nothing to test")
-        departures = watch.finish(trainer, parts.classifier)
+        departures = watch.finish(trainer, classifier)
         # a fit that was over already logs nothing: its last metrics came with the checkpoint
         metrics: dict[str, float | None] = {**carried, **metrics_of(trainer)}
         metrics |= _put_in_place(parts, checkpoints, watch, run_dir, resume_from)
         because = _because(data, checkpoints, watch)
+        best = None if checkpoints is None else checkpoints.best_epoch
 
-        def keep(result: dict[str, float]) -> None:
-            metrics.update(result)
-            if record is not None:
-                _write_predictions(run_dir, parts.classifier)
-                laid_out = {
-                    "tested_because": because,
-                    "steps_planned": watch.planned.steps,
-                    "images_per_step": watch.ran.images_per_step,
-                    "departures": departures,
-                }
-                _finish_record(record, run_dir, checkpoints, metrics, timings=fitted, **laid_out)
+        def result(tested: dict[str, float]) -> FitResult:
+            return FitResult(
+                metrics={**metrics, **tested},
+                timings=fitted,
+                tested="last" if best is None else "best",
+                tested_because=because,
+                best_epoch=None if best is None else best + 1,
+                best_step=None if checkpoints is None else checkpoints.best_step,
+                steps_planned=watch.planned.steps,
+                images_per_step=watch.ran.images_per_step,
+                departures=departures,
+                checkpoints=[n for n in files.NAMES if (run_dir / n).exists()],
+                labels=classifier.test_labels.numpy(),
+                logits=classifier.test_logits.numpy(),
+                classes=data.dataset.classes,
+            )
 
-        parts.classifier.keep_result = keep
-        trainer.test(parts.classifier, datamodule=data, verbose=False)
-        metrics.update(metrics_of(trainer))
-    if record is not None:
-        record.update(metrics=metrics)  # with what callbacks have added
-        _finish_curves(trainer, metrics, record)
+        if on_result is not None:
+            classifier.keep_result = lambda tested: on_result(result(tested))
+        trainer.test(classifier, datamodule=data, verbose=False)
+    finished = result(metrics_of(trainer))  # with what callbacks have added
+    if report is not None:
+        report(metrics=finished.metrics)
+        _finish_curves(parts, finished.metrics)
+    return finished
 
 
 def _put_in_place(
@@ -152,13 +208,17 @@ def _because(data: DataModule, checkpoints: Checkpoints | None, watch: WatchLayo
 
 
 def _add_callbacks(
-    parts: Parts, record: Record | None, timings: Timings, watch: WatchLayout, run_dir: Path
+    parts: Parts,
+    report: Callable[..., object] | None,
+    timings: Timings,
+    watch: WatchLayout,
+    run_dir: Path,
 ) -> Checkpoints | None:
     callbacks = callbacks_of(parts.trainer)
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     own: list[Callback] = [watch, timings]
-    if record is not None:
-        own.append(KeepRecord(record=record, timings=timings))
+    if report is not None:
+        own.append(ReportProgress(report=report, timings=timings))
     if checkpoints is not None:
         own.append(RestoreRng(checkpoints))
         (run_dir / files.FOLDER).mkdir(exist_ok=True)
@@ -172,55 +232,33 @@ def _add_callbacks(
 
 
 def _take_up(
-    parts: Parts, record: Record | None, run_dir: Path, resume_from: Path | None
+    parts: Parts,
+    run_dir: Path,
+    resume_from: Path | None,
+    overrides: Sequence[str],
+    report: Callable[..., object] | None,
 ) -> dict[str, float]:
     """Sets record and loggers to where the checkpoint stands (or to the start); its metrics."""
     step, carried = 0, {}
     if resume_from is not None:
         checkpoint = load(resume_from)
         step, carried = checkpoint["global_step"], dict(checkpoint["run"]["metrics"])
-        if record is not None:
-            record.update(epochs=checkpoint["run"]["epochs"], steps=step, metrics=carried)
+        if report is not None:
+            report(epochs=checkpoint["run"]["epochs"], steps=step, metrics=carried)
     # a start that was killed before its first checkpoint may have logged something too
     logged = any((run_dir / name).exists() for name in (METRICS_FILE, TENSORBOARD_FOLDER))
     for logger in parts.trainer.loggers:
         if logged and isinstance(logger, MetricsCsv | TensorBoard):
             logger.resume(step)
-    overrides = [] if record is None else record.fields["overrides"]
     hparams = hparams_of(parts.classifier.hparams["config"], overrides)
     for logger in parts.trainer.loggers:
         logger.log_hyperparams(hparams)
     return carried
 
 
-def _write_predictions(run_dir: Path, classifier: Classifier) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, labels=classifier.test_labels.numpy(), logits=classifier.test_logits.numpy())
-    write_atomically(run_dir / "predictions.npz", buffer.getvalue())
-
-
-def _finish_curves(trainer: Trainer, metrics: dict[str, float | None], record: Record) -> None:
+def _finish_curves(parts: Parts, metrics: dict[str, float | None]) -> None:
     known = {key: value for key, value in metrics.items() if value is not None}
-    results = {**known, "parameters": record.fields["parameters"]}
-    for logger in trainer.loggers:
+    results = {**known, "parameters": parts.classifier.parameter_count}
+    for logger in parts.trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.finish(results, trainer.global_step)
-
-
-def _finish_record(
-    record: Record,
-    run_dir: Path,
-    checkpoints: Checkpoints | None,
-    metrics: dict[str, float | None],
-    **more: Any,
-) -> None:
-    best = None if checkpoints is None else checkpoints.best_epoch
-    names = [f"{files.FOLDER}/{n}" for n in (files.LAST, files.PREVIOUS, files.BEST)]
-    record.update(
-        tested="last" if best is None else "best",
-        best_epoch=None if best is None else best + 1,
-        best_step=None if checkpoints is None else checkpoints.best_step,
-        metrics=metrics,
-        checkpoints=[name for name in names if (run_dir / name).exists()],
-        **more,
-    )
+            logger.finish(results, parts.trainer.global_step)

@@ -100,10 +100,11 @@ def test_all_programs_see_the_same_pixels(data: Path) -> None:
 
 
 def test_ours_reads_the_same_images_from_the_zip(data: Path) -> None:
+    from cifar_lab.data.dataset import CLASSES
     from cifar_lab.data.fetch import folders
 
-    train, test = folders.read_zip(
-        data / random_images.ZIP_NAME, folders.list_zip(data / random_images.ZIP_NAME)
+    train, test, _ = folders.read_zip(
+        data / random_images.ZIP_NAME, folders.list_zip(data / random_images.ZIP_NAME, CLASSES)
     )
     pixels = {image.tobytes() for image in UnofficialCIFAR10(data).data.transpose(0, 3, 1, 2)}
     assert {image.tobytes() for image in train.images} == pixels

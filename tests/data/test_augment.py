@@ -313,7 +313,7 @@ def test_cpu_and_gpu_agree() -> None:
         (lambda: RandomFlip(p=1.5), "augment.transforms.flip.p=1.5: must be a number in 0..1"),
         (lambda: RandomFlip(p="x"), "augment.transforms.flip.p='x'"),  # type: ignore[arg-type]
         (lambda: RandomFlip(p=float("nan")), "augment.transforms.flip.p=nan"),
-        (lambda: RandomCrop(padding=-1, mode="zero"), "whole number in 0..31"),
+        (lambda: RandomCrop(padding=-1, mode="zero"), "padding=-1: must be a whole number of 0"),
         (lambda: RandomCrop(padding=4, mode="edge"), "must be one of zero, reflect"),
         (lambda: Cutout(size=2.5), "augment.transforms.cutout.size=2.5"),  # type: ignore[arg-type]
         (lambda: Mixup(alpha=0, p=1), "augment.transforms.mixup.alpha=0"),
@@ -325,3 +325,23 @@ def test_wrong_input_names_the_key_and_what_is_allowed(build: Any, message: str)
     with pytest.raises(InputError, match=r"^augment") as error:
         build()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("transform", "size", "message"),
+    [
+        (
+            RandomCrop(padding=8, mode="reflect"),
+            8,
+            "crop.padding=8: must be a whole number in 0..7",
+        ),
+        (Cutout(size=17), 8, "cutout.size=17: must be a whole number in 0..16"),
+    ],
+)
+def test_what_is_too_large_for_the_images_is_refused(
+    transform: Transform, size: int, message: str
+) -> None:
+    transform.check_size(size + 1)
+    with pytest.raises(InputError) as error:
+        transform.check_size(size)
+    assert str(error.value) == f"augment.transforms.{message}"

@@ -1,4 +1,4 @@
-"""How many classes there are, and what they are called, is said in one place."""
+"""The dataset says how many classes there are, and what they are called."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ import numpy as np
 import pytest
 
 from cifar_lab.data.augment import Mixup, Pipeline
-from cifar_lab.data.classes import class_names
 from cifar_lab.data.datamodule import Synthetic
-from cifar_lab.data.dataset import CLASSES, Dataset, Split
+from cifar_lab.data.dataset import (
+    Dataset,
+    Split,
+    channel_statistics,
+    check_labels,
+    label_type,
+    numbered,
+)
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 from tests.conftest import FEED
 
 
-def dataset(name: str, labels: list[int]) -> Dataset:
-    split = Split(np.zeros((len(labels), 3, 32, 32), np.uint8), np.array(labels))
-    return Dataset(name=name, layout="", official=False, digest="", train=split, test=split)
+def dataset(labels: list[int], classes: int) -> Dataset:
+    split = Split(np.zeros((len(labels), 3, 32, 32), np.uint8), np.array(labels, np.int64))
+    return Dataset(
+        name="digits",
+        layout="",
+        official=False,
+        digest="",
+        classes=numbered(classes),
+        train=split,
+        test=split,
+    )
 
 
-@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
-def test_our_datasets_have_ten_named_classes_whichever_of_them_occur(name: str) -> None:
-    assert class_names(dataset(name, [0, 3])) == CLASSES
+def test_not_every_class_has_to_occur() -> None:
+    check_labels(dataset([0, 3], 10))
 
 
-def test_the_classes_of_others_are_called_by_their_numbers() -> None:
-    assert class_names(dataset("digits", [2, 0, 9])) == tuple("0123456789")
-    assert len(class_names(dataset("flowers", [101, 0]))) == 102
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_label_that_is_no_class_is_refused(label: int) -> None:
+    with pytest.raises(InputError, match=rf"^data: digits holds labels in .*{label}.*; they must"):
+        check_labels(dataset([0, label], 10))
 
 
-@pytest.mark.parametrize(("name", "label"), [("cifar10", 10), ("digits", -1), ("synthetic", -1)])
-def test_a_label_that_is_no_class_is_refused(name: str, label: int) -> None:
-    with pytest.raises(InputError, match=rf"^data: {name} holds labels in .*{label}.*; they must"):
-        class_names(dataset(name, [0, label]))
+@pytest.mark.parametrize(("classes", "bytes_each"), [(2, 1), (256, 1), (257, 2), (1000, 2)])
+def test_labels_take_as_many_bytes_as_they_need(classes: int, bytes_each: int) -> None:
+    kind = label_type(classes)
+    assert kind.itemsize == bytes_each
+    assert int(np.array([classes - 1]).astype(kind)[0]) == classes - 1
 
 
 def test_a_feed_whose_labels_are_no_classes_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +61,25 @@ def test_a_feed_whose_labels_are_no_classes_does_not_open(monkeypatch: pytest.Mo
     monkeypatch.setattr(Synthetic, "_read", lambda self: bad)
     with pytest.raises(InputError, match=r"holds labels in 0\.\.10; they must lie in 0\.\.9"):
         feed.open()
-    others = replace(bad, name="others")
-    monkeypatch.setattr(Synthetic, "_read", lambda self: others)
+    eleven = replace(bad, classes=numbered(11))
+    monkeypatch.setattr(Synthetic, "_read", lambda self: eleven)
     feed.open()
     assert pipeline.num_classes == 11
     assert next(iter(feed.train_dataloader()))[1].shape == (5, 11)
+    assert feed.facts["classes"] == list(numbered(11))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 3), (1001, 3, 5, 4)])
+def test_channel_statistics_are_those_of_all_pixels(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    images[:, 1] //= 4
+    found, scaled = channel_statistics(images), images / 255
+    np.testing.assert_allclose(found.mean, scaled.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(found.std, scaled.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_a_channel_of_one_value_can_not_be_divided_by() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8)).astype(np.uint8)
+    images[:, 2] = 7
+    with pytest.raises(InputError, match=r"one value everywhere; use data\.normalization=half"):
+        channel_statistics(images)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from cifar_lab.data.copies import count_copies, lines_of, warnings_of
-from cifar_lab.data.dataset import Dataset, Split, number_images
+from cifar_lab.data.dataset import CLASSES, Dataset, Split, number_images
 from cifar_lab.data.dataset import _keys as keys_of
 from cifar_lab.data.synthetic import make_synthetic
+from cifar_lab.records.record import Data
 from tests.data.conftest import random_split
 
 
 def dataset(train: Split, test: Split, official: bool = False) -> Dataset:
-    return Dataset("cifar10", "zip", official, "0" * 64, train, test)
+    return Dataset("cifar10", "zip", official, "0" * 64, CLASSES, train, test)
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 5, 5), (1, 2, 2)], ids=str)
@@ -90,12 +91,12 @@ def test_of_the_official_images_facts_are_told_and_no_verdict() -> None:
         "images": {"train": 15, "val": 5, "test": 10},
         "duplicates": count_copies(official, np.arange(15), np.arange(15, 20)),
     }
-    assert warnings_of({**facts, "official": True}) == []
-    assert len(warnings_of({**facts, "official": False})) == 1
+    assert warnings_of(Data.model_validate({**facts, "official": True})) == []
+    assert len(warnings_of(Data.model_validate({**facts, "official": False}))) == 1
 
 
 def test_a_record_of_an_older_version_has_nothing_to_say() -> None:
-    assert warnings_of({"digest": "0" * 64, "official": False}) == []
+    assert warnings_of(Data.model_validate({"digest": "0" * 64, "official": False})) == []
 
 
 def test_images_drawn_by_code_are_all_different() -> None:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from cifar_lab.data.augment import Mixup, Pipeline, RandomCrop, RandomFlip
 from cifar_lab.data.datamodule import Cifar10, Synthetic, stratified_split
-from cifar_lab.data.dataset import CIFAR10_MEAN, Dataset
+from cifar_lab.data.dataset import Dataset
 from cifar_lab.data.feed.device_loader import BatchLoader
 from cifar_lab.data.feed.epoch import EpochLoader
 from cifar_lab.data.feed.torchvision_loader import TorchvisionLoader, per_sample
 from cifar_lab.data.fetch import locate as cifar10
-from cifar_lab.data.synthetic import make_synthetic
+from cifar_lab.data.fetch.archive import OFFICIAL, Archive
+from cifar_lab.data.synthetic import SYNTHETIC_MEAN, make_synthetic
 from cifar_lab.errors import InputError
 from tests import conftest
 
@@ -270,16 +271,17 @@ def test_normalization_is_the_datasets_or_a_half() -> None:
 def test_opening_twice_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def open_cifar10(**arguments: Any) -> Dataset:
+    def open_official(archive: Archive, **arguments: Any) -> Dataset:
+        assert archive is OFFICIAL
         asked.append(arguments)
         return make_synthetic(train_size=100, test_size=20, data_seed=0)
 
-    monkeypatch.setattr(cifar10, "open_cifar10", open_cifar10)
+    monkeypatch.setattr(cifar10, "open_official", open_official)
     data = Cifar10(**{**FEED, **SOURCE})
     assert data.open() is data.open()
     data.setup("fit")
     assert asked == [SOURCE]
-    assert data.channel_mean == CIFAR10_MEAN
+    assert data.channel_mean == SYNTHETIC_MEAN  # those of the images that were opened
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,14 @@ def _kill_at_file_operation(*, number: int) -> None:
 
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "build": (cifar_lab.run.run.Job, "make_folder"),
+    "build": (cifar_lab.run.run, "_make_folder"),
     "fit": (Classifier, "training_step"),
     "validation": (Classifier, "validation_step"),
     "checkpoint": (checkpoints, "add_digest"),
     "logger": (MetricsCsv, "log_metrics"),
     "epoch end": (Classifier, "on_train_epoch_end"),
     "test": (Classifier, "test_step"),
-    "predictions": (cifar_lab.training.fit, "_write_predictions"),
+    "predictions": (cifar_lab.run.run, "_keep"),
 }
 
 

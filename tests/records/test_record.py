@@ -16,12 +16,12 @@ import pytest
 from cifar_lab.records import environment
 from cifar_lab.records.environment import git_state
 from cifar_lab.records.files import write_atomically
-from cifar_lab.records.record import Record, made_otherwise, read_record, starts_of
+from cifar_lab.records.record import RecordFile, RunRecord, Start, made_otherwise
 from tests.conftest import REPOSITORY
 
 
 def test_a_reader_never_sees_half_a_record(tmp_path: Path) -> None:
-    record = Record(tmp_path, {"metrics": {}})
+    record = RecordFile(tmp_path, RunRecord(status="running"))
     done = threading.Event()
 
     def write() -> None:
@@ -32,30 +32,34 @@ def test_a_reader_never_sees_half_a_record(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     while not done.is_set():
-        assert read_record(tmp_path)["schema"] == 1
+        assert RunRecord.read(tmp_path).schema_version == 1
     writer.join()
     record.close("finished")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_updates_merge_one_level_deep(tmp_path: Path) -> None:
-    record = Record(tmp_path, {"metrics": {"val/acc": 0.5}})
+def test_updates_add_to_the_metrics(tmp_path: Path) -> None:
+    record = RecordFile(tmp_path, RunRecord(status="running", metrics={"val/acc": 0.5}))
     record.update(metrics={"test/acc": 0.6}, steps=3)
     record.close("finished")
-    fields = read_record(tmp_path)
-    assert fields["metrics"] == {"val/acc": 0.5, "test/acc": 0.6}
-    assert (fields["steps"], fields["status"]) == (3, "finished")
+    read = RunRecord.read(tmp_path)
+    assert read.metrics == {"val/acc": 0.5, "test/acc": 0.6}
+    assert (read.steps, read.status) == (3, "finished")
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
-    Record(tmp_path, {"metrics": {"train/loss": float("nan")}}).close("diverged")
+    record = RecordFile(tmp_path, RunRecord(status="running"))
+    record.update(metrics={"train/loss": float("nan")})
+    record.close("diverged")
     assert json.loads((tmp_path / "run.json").read_text())["metrics"] == {"train/loss": None}
 
 
 def test_running_reads_as_interrupted_when_its_process_is_gone(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from cifar_lab.records.record import Record\n"
-        "Record(Path(sys.argv[1]), {}); print(flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path\n"
+        "from cifar_lab.records.record import RecordFile, RunRecord\n"
+        "RecordFile(Path(sys.argv[1]), RunRecord(status='running')); print(flush=True)\n"
+        "sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
@@ -65,25 +69,25 @@ def test_running_reads_as_interrupted_when_its_process_is_gone(tmp_path: Path) -
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert read_record(tmp_path)["status"] == "running"
+        assert RunRecord.read(tmp_path).status == "running"
         process.kill()
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
-    assert read_record(tmp_path)["status"] == "interrupted"
+    assert RunRecord.read(tmp_path).status == "interrupted"
 
 
 def test_a_number_given_to_another_process_since_is_not_mistaken_for_it(tmp_path: Path) -> None:
-    Record(tmp_path, {}).close("running")
+    RecordFile(tmp_path, RunRecord(status="running")).close("running")
     fields = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**fields, "pid_started": 1}))
     assert fields["pid"] == os.getpid()
-    assert read_record(tmp_path)["status"] == "interrupted"
+    assert RunRecord.read(tmp_path).status == "interrupted"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
 def test_a_broken_record_is_a_value_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json|Expecting"):
-        read_record(tmp_path)
+    with pytest.raises(ValueError, match=r"run\.json|schema"):
+        RunRecord.read(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -246,17 +250,18 @@ def start(step: int = 0, torch: str = "2.15.0", **fields: Any) -> dict[str, Any]
 def test_what_a_run_was_made_with_that_is_different_here(
     starts: list[dict[str, Any]], here: dict[str, Any], said: str
 ) -> None:
-    assert made_otherwise({"starts": starts}, here) == said
+    before = [Start.model_validate(fields) for fields in starts]
+    assert made_otherwise(before, Start.model_validate(here)) == said
 
 
 def test_a_record_of_an_older_version_is_read_as_one_start() -> None:
-    record = {"packages": {"torch": "2.13.0"}, "git": CLEAN, "host": "h", "resumed": False}
-    (only,) = starts_of(record)
-    assert (only["host"], only["resumed_from_step"]) == ("h", 0)
-    (only,) = starts_of({**record, "resumed": True})
-    assert only["resumed_from_step"] is None
-    assert made_otherwise(record, start()) == "torch 2.13.0 (here 2.15.0)"
+    fields = {"packages": {"torch": "2.13.0"}, "git": CLEAN, "host": "h", "resumed": False}
+    record = RunRecord.model_validate({**fields, "status": "finished"})
+    (only,) = record.all_starts
+    assert (only.host, only.resumed_from_step) == ("h", 0)
+    (only,) = record.with_fields(resumed=True).all_starts
+    assert only.resumed_from_step is None
+    here = Start.model_validate(start())
+    assert made_otherwise(record.all_starts, here) == "torch 2.13.0 (here 2.15.0)"
     # what could not be built, or was killed at once, never began
-    assert (
-        starts_of({"config": {}, "status": "failed", "error": "data.root=x: does not exist"}) == []
-    )
+    assert RunRecord(config={}, status="failed", error="data.root=x: no").all_starts == ()

@@ -22,10 +22,14 @@ from cifar_lab.records import environment
 from cifar_lab.records import record as module
 from cifar_lab.records.environment import package_versions, process_started
 from cifar_lab.records.files import remove_leftovers, sync_folder, write_atomically
-from cifar_lab.records.record import Record, command_line, now, read_record
+from cifar_lab.records.record import RecordFile, RunRecord, command_line, now
 from tests.conftest import record_of
 
 HERE = {"schema": 1, "status": "running", "host": socket.gethostname(), "pid": os.getpid()}
+
+
+def opened(folder: Path, **fields: Any) -> RecordFile:
+    return RecordFile(folder, RunRecord(status="running", **fields))
 
 
 def written(folder: Path, **fields: Any) -> Path:
@@ -38,35 +42,29 @@ def written(folder: Path, **fields: Any) -> Path:
 
 def test_a_new_record_says_what_runs_where_since_when(tmp_path: Path) -> None:
     before = now()
-    record = Record(tmp_path, {"host": "given", "steps": 0})
+    file = opened(tmp_path)
     fields = record_of(tmp_path)
-    assert before <= fields.pop("started") <= now()
-    assert before <= fields.pop("heartbeat") <= now()
-    assert fields == {
-        **HERE,
-        "host": "given",
-        "pid_started": process_started(os.getpid()),
-        "error": None,
-        "steps": 0,
-    }
-    assert record.refused is None
-    record.close("finished")
+    assert before <= datetime.fromisoformat(fields["heartbeat"]) <= now()
+    assert {key: fields[key] for key in HERE} == HERE
+    assert fields["pid_started"] == process_started(os.getpid())
+    assert file.refused is None
+    file.close("finished")
 
 
 def test_times_are_utc_to_the_second() -> None:
-    then = datetime.fromisoformat(now())
+    then = now()
     assert then.utcoffset() == timedelta(0)
     assert then.microsecond == 0
     assert timedelta(0) <= datetime.now(UTC) - then < timedelta(seconds=30)
 
 
 def test_an_ending_is_written_and_the_heartbeat_ends(tmp_path: Path) -> None:
-    record = Record(tmp_path, {"pid_started": 5})
+    record = opened(tmp_path)
     before = now()
     assert record.close("failed", "why") is True
     fields = record_of(tmp_path)
     assert (fields["status"], fields["error"]) == ("failed", "why")
-    assert before <= fields["ended"] <= now()
+    assert before <= datetime.fromisoformat(fields["ended"]) <= now()
     record._thread.join(5)
     assert not record._thread.is_alive()
 
@@ -75,7 +73,7 @@ def test_the_heartbeat_goes_on_by_itself_in_a_thread_that_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
-    record = Record(tmp_path, {})
+    record = opened(tmp_path)
     (thread,) = [t for t in threading.enumerate() if t.name == "heartbeat" and t is record._thread]
     assert thread.daemon
     for _ in range(2):
@@ -90,7 +88,7 @@ def test_the_heartbeat_goes_on_by_itself_in_a_thread_that_holds_up_nobody(
 
 
 def test_updating_says_whether_the_disk_took_it_and_nothing_is_forgotten(tmp_path: Path) -> None:
-    record = Record(tmp_path, {"metrics": {"a": 1.0}})
+    record = opened(tmp_path, metrics={"a": 1.0})
     path = tmp_path / "run.json"
     path.unlink()
     path.mkdir()  # what can't be replaced by a file
@@ -107,39 +105,52 @@ def test_updating_says_whether_the_disk_took_it_and_nothing_is_forgotten(tmp_pat
 def test_an_update_replaces_what_is_no_dictionary_and_moves_the_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = Record(tmp_path, {"metrics": {"a": 1}, "note": "x"})
-    monkeypatch.setattr(module, "now", lambda: "later")
-    record.update(note={"y": 1}, metrics=None, new={"z": 2})
+    record = opened(tmp_path, metrics={"a": 1}, note="x")
+    later = now() + timedelta(hours=1)
+    monkeypatch.setattr(module, "now", lambda: later)
+    record.update(note={"y": 1}, new={"z": 2})
     fields = record_of(tmp_path)
-    assert fields["heartbeat"] == "later"
-    assert (fields["note"], fields["metrics"], fields["new"]) == ({"y": 1}, None, {"z": 2})
+    assert datetime.fromisoformat(fields["heartbeat"]) == later
+    assert (fields["note"], fields["metrics"], fields["new"]) == ({"y": 1}, {"a": 1}, {"z": 2})
     record.close("finished")
 
 
-def test_fields_are_a_copy(tmp_path: Path) -> None:
-    record = Record(tmp_path, {"steps": 1})
-    record.fields["steps"] = 2
-    assert record.fields["steps"] == 1
-    record.close("finished")
+def test_fields_of_a_later_version_are_kept(tmp_path: Path) -> None:
+    opened(tmp_path, git={"sha": "a", "branch": "main"}, later=[1]).close("finished")
+    RunRecord.read(tmp_path).with_fields(steps=3).write(tmp_path)
+    fields = record_of(tmp_path)
+    assert (fields["git"]["branch"], fields["later"], fields["steps"]) == ("main", [1], 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metrics": {"test/acc": 95.0}},
+        {"metrics": {"test/acc": "high"}},
+        {"heartbeat": "yesterday"},
+        {"heartbeat": "2026-01-01T00:00:00"},
+        {"epochs": 10**400},
+        {"epochs": -1},
+        {"status": "great"},
+        {"starts": 5},
+        {"timings": {"fit_s": -1}},
+    ],
+)
+def test_what_is_no_record_is_said_in_one_line(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))) as error:
+        RunRecord.read(written(tmp_path, **fields))
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_can_not_hold_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Record(tmp_path / "gone", {})
+        opened(tmp_path / "gone")
 
 
 def test_a_person_can_read_it(tmp_path: Path) -> None:
-    Record(tmp_path, {"metrics": {"a": 1.5}}).close("finished")
+    opened(tmp_path, metrics={"a": 1.5}).close("finished")
     text = (tmp_path / "run.json").read_text()
     assert text == json.dumps(json.loads(text), indent=2) + "\n"
-
-
-def test_every_value_that_json_lacks_is_null_however_deep(tmp_path: Path) -> None:
-    nan, inf = float("nan"), float("inf")
-    value = {"a": [nan, 1.5, (inf, "x", True, None)], 3: {"b": -inf, "c": 2}}
-    Record(tmp_path, {"value": value}).close("finished")
-    expected = {"a": [None, 1.5, [None, "x", True, None]], "3": {"b": None, "c": 2}}
-    assert record_of(tmp_path)["value"] == expected
 
 
 def test_text_and_bytes_are_written_whole_over_what_was_there(tmp_path: Path) -> None:
@@ -244,26 +255,24 @@ def test_another_machines_run_lives_as_long_as_its_heartbeat(
 ) -> None:
     beat = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
     written(tmp_path, host="elsewhere", pid=1, heartbeat=beat)
-    assert read_record(tmp_path)["status"] == status
+    assert RunRecord.read(tmp_path).status == status
 
 
-@pytest.mark.parametrize("beat", [None, "yesterday"])
-def test_without_a_heartbeat_it_does_not(tmp_path: Path, beat: str | None) -> None:
-    written(tmp_path, host="elsewhere", heartbeat=beat)
-    assert read_record(tmp_path)["status"] == "interrupted"
+def test_without_a_heartbeat_it_does_not(tmp_path: Path) -> None:
+    written(tmp_path, host="elsewhere", heartbeat=None)
+    assert RunRecord.read(tmp_path).status == "interrupted"
 
 
 def test_this_machines_run_lives_while_that_very_process_does(tmp_path: Path) -> None:
     started = process_started(os.getpid())
-    assert read_record(written(tmp_path, pid_started=started))["status"] == "running"
-    assert read_record(written(tmp_path, pid=None))["status"] == "interrupted"
-    assert read_record(written(tmp_path, pid="7"))["status"] == "interrupted"
+    assert RunRecord.read(written(tmp_path, pid_started=started)).status == "running"
+    assert RunRecord.read(written(tmp_path, pid=None)).status == "interrupted"
     if started is not None:
         other = written(tmp_path, pid_started=started + 1)
-        assert read_record(other)["status"] == "interrupted"
+        assert RunRecord.read(other).status == "interrupted"
     # its heartbeat says nothing here: a suspended laptop's has stopped
     old = written(tmp_path, pid_started=started, heartbeat="2001-01-01T00:00:00+00:00")
-    assert read_record(old)["status"] == "running"
+    assert RunRecord.read(old).status == "running"
 
 
 def test_a_process_of_another_user_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,12 +282,12 @@ def test_a_process_of_another_user_lives(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "kill", forbidden)
     written(tmp_path, pid_started=process_started(os.getpid()))
-    assert read_record(tmp_path)["status"] == "running"
+    assert RunRecord.read(tmp_path).status == "running"
 
 
 def test_what_has_ended_is_as_it_says(tmp_path: Path) -> None:
     for status in ("finished", "failed", "interrupted"):
-        assert read_record(written(tmp_path, status=status, pid=None))["status"] == status
+        assert RunRecord.read(written(tmp_path, status=status, pid=None)).status == status
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")

@@ -73,8 +73,8 @@ def test_different_values_never_share_a_level(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_again_is_counted_once_the_latest(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", test=0.4, ended="2026-01-02")
-    write_run(tmp_path / "b", test=0.5, ended="2026-01-01")
+    write_run(tmp_path / "a", test=0.4, ended="2026-01-02T00:00:00Z")
+    write_run(tmp_path / "b", test=0.5, ended="2026-01-01T00:00:00Z")
     [only], _ = read_groups(tmp_path)
     assert [run.name for run in only.counted] == ["a"]
     assert [run.name for run in only.repeated] == ["b"]

@@ -18,7 +18,7 @@ from scipy import stats
 
 from cifar_lab.report.compare import Ranking, indistinguishable, rank
 from cifar_lab.report.groups import Group
-from cifar_lab.report.read import Run
+from cifar_lab.report.read import Predictions, Run
 from cifar_lab.report.verdict import verdict
 
 VAL, TEST = 5_000, 10_000  # images
@@ -30,11 +30,12 @@ class SimulatedRun(Run):
 
     right: NDArray[np.bool_] | None = None
 
-    def predictions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def predictions(self) -> Predictions | None:
         if self.right is None:
             return None
         labels = np.arange(len(self.right)) % 10
-        return labels, np.where(self.right, labels, (labels + 1) % 10)
+        said = np.where(self.right, labels, (labels + 1) % 10)
+        return Predictions(labels, said, tuple(map(str, range(10))))
 
 
 def run_of(

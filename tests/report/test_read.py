@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cifar_lab.data import dataset
-from cifar_lab.report import axes
-from cifar_lab.report.read import Reader
+from cifar_lab.report.read import CLASSES, Reader
 from tests.report.conftest import write_run
 
 
 def test_the_classes_are_the_ones_of_the_lab() -> None:
-    assert axes.CLASSES == dataset.CLASSES
+    assert CLASSES == dataset.CLASSES
 
 
 def test_the_validation_accuracy_is_that_of_the_weights_that_were_tested(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_without_metrics_csv_the_curves_come_from_tensorboard_events(tmp_path: P
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "Expecting property name"),
-        ("[]", "not a record"),
-        ('{"schema": 99}', "not a record"),
+        ("{", "Invalid JSON"),
+        ("[]", "should be an object"),
+        ('{"schema": 99}', "schema: "),
         ('{"schema": 1, "status": "finished"}', "no configuration"),
-        ('{"schema": 1, "status": "finished", "config": 3}', "no mapping"),
-        ("[" * 100_000, "recursion"),
+        ('{"schema": 1, "status": "finished", "config": 3}', "config: "),
+        ("[" * 100_000, "recursion limit"),
     ],
 )
 def test_a_broken_record_is_listed_and_the_others_are_read(
@@ -99,15 +99,24 @@ def test_a_broken_record_is_listed_and_the_others_are_read(
     assert "\n" not in why
 
 
-def test_fields_of_the_wrong_type_are_as_if_missing(tmp_path: Path) -> None:
-    write_run(
-        tmp_path / "odd", metrics=[1], timings="soon", data=None, overrides="x", parameters="many"
-    )
-    [run] = Reader(tmp_path).read().runs
-    assert (run.test, run.fit_s, run.data, run.overrides, run.parameters) == (None,) * 3 + (
-        (),
-        None,
-    )
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metrics": [1]},
+        {"timings": "soon"},
+        {"overrides": "x"},
+        {"parameters": "many"},
+        {"metrics": {"test/acc": 95.0}},
+        {"metrics": {"train/loss": 10**400}},
+        {"starts": [3]},
+    ],
+)
+def test_fields_that_can_not_be_are_told_of(tmp_path: Path, fields: dict[str, Any]) -> None:
+    write_run(tmp_path / "odd", **fields)
+    reading = Reader(tmp_path).read()
+    assert reading.runs == ()
+    [(name, why)] = reading.broken
+    assert (name, why.startswith(next(iter(fields)))) == ("odd", True)
 
 
 def test_a_broken_metrics_csv_costs_the_curves_only(tmp_path: Path) -> None:
@@ -164,12 +173,33 @@ def test_predictions_that_would_run_code_or_are_cut_off_count_as_missing(tmp_pat
     [run] = Reader(tmp_path).read().runs
     found = run.predictions()
     assert found is not None
-    assert (found[0] == found[1]).all()
+    assert (found.labels == found.said).all()
     whole = (folder / "predictions.npz").read_bytes()
     (folder / "predictions.npz").write_bytes(whole[:-30])
     assert run.predictions() is None
     objects = np.array([{}], dtype=object)
     np.savez(folder / "predictions.npz", labels=objects, logits=objects)
+    assert run.predictions() is None
+
+
+def test_predictions_name_their_classes_and_those_of_before_go_without(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    [run] = Reader(tmp_path).read().runs
+    assert run.data_name == "cifar10"
+    labels = np.arange(3)
+    cases: list[tuple[int, dict[str, Any], tuple[str, ...]]] = [
+        (3, {"classes": np.array(["ant", "bee", "crab"])}, ("ant", "bee", "crab")),
+        (3, {}, ("0", "1", "2")),
+        (10, {}, CLASSES),
+        (3, {"classes": np.array(["ant"])}, ("0", "1", "2")),  # no names of these
+        (300, {}, tuple(map(str, range(300)))),
+    ]
+    for count, saved, names in cases:
+        np.savez(folder / "predictions.npz", labels=labels, logits=np.eye(3, count), **saved)
+        found = run.predictions()
+        assert found is not None
+        assert found.classes == names
+    np.savez(folder / "predictions.npz", labels=labels, logits=np.eye(3), classes=np.array([{}]))
     assert run.predictions() is None
 
 

@@ -16,9 +16,9 @@ from cifar_lab.config.compose import compose, run_config
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import process_started
-from cifar_lab.records.record import Record
-from cifar_lab.run.resume import Earlier, look
-from tests.conftest import TINY, record_of
+from cifar_lab.records.record import RunRecord
+from cifar_lab.run.resume import Earlier, find
+from tests.conftest import TINY
 
 Config = dict[str, Any]
 Make = Callable[..., tuple[Path, Config]]
@@ -47,8 +47,8 @@ def make(tmp_path: Path) -> Make:
             (checkpoints(folder) / name).touch()
         config = config or resolved()
         ours = {"config": config, "config_digest": config_digest(config), "status": "finished"}
-        record = Record(folder, {**ours, "epochs": config["trainer"]["max_epochs"], **fields})
-        record.close(fields.get("status", "finished"))
+        epochs = config["trainer"]["max_epochs"] or 0
+        RunRecord.model_validate({**ours, "epochs": epochs, **fields}).write(folder)
         return folder, copy.deepcopy(config)
 
     return made
@@ -58,7 +58,7 @@ def refused(folder: Path, config: Config) -> str:
     """The one line with which it is refused; the folder is as it was."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(InputError) as error:
-        look(folder, config)
+        find(folder, config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     return str(error.value)
 
@@ -72,7 +72,7 @@ def checkpoints(folder: Path) -> Path:
 
 @pytest.mark.parametrize("mode", ["auto", "never"])
 def test_an_empty_folder_is_a_new_run(tmp_path: Path, mode: str) -> None:
-    assert look(tmp_path, {"resume": mode}) == Earlier(record={}, finished=False, checkpoint=None)
+    assert find(tmp_path, {"resume": mode}) == Earlier(record=None, finished=False, checkpoint=None)
 
 
 def test_must_needs_a_run(tmp_path: Path) -> None:
@@ -87,8 +87,8 @@ def test_never_wants_none(make: Make) -> None:
 @pytest.mark.parametrize("mode", ["auto", "must"])
 def test_a_finished_run_is_its_result(make: Make, mode: str) -> None:
     folder, config = make()
-    earlier = look(folder, {**config, "resume": mode})
-    assert earlier == Earlier(record_of(folder), finished=True, checkpoint=None)
+    earlier = find(folder, {**config, "resume": mode})
+    assert earlier == Earlier(RunRecord.read(folder), finished=True, checkpoint=None)
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "diverged", "pruned"])
@@ -96,14 +96,15 @@ def test_an_unfinished_one_goes_on_from_its_last_checkpoint(
     make: Make, status: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, config = make(status=status)
-    earlier = look(folder, config)
-    assert (earlier.finished, earlier.record["status"]) == (False, status)
+    earlier = find(folder, config)
+    assert earlier.record is not None
+    assert (earlier.finished, earlier.record.status) == (False, status)
     assert earlier.checkpoint == checkpoints(folder) / "last.ckpt"
     earlier.checkpoint.unlink()
-    assert look(folder, config).checkpoint == checkpoints(folder) / "previous.ckpt"
-    assert look(folder, {**config, "resume": "must"}).checkpoint is not None
+    assert find(folder, config).checkpoint == checkpoints(folder) / "previous.ckpt"
+    assert find(folder, {**config, "resume": "must"}).checkpoint is not None
     (checkpoints(folder) / "previous.ckpt").unlink()
-    assert look(folder, config).checkpoint is None
+    assert find(folder, config).checkpoint is None
     assert "has left no checkpoint" in refused(folder, {**config, "resume": "must"})
     assert capfd.readouterr().err == ""
 
@@ -129,7 +130,7 @@ def test_a_run_that_goes_on_is_left_alone(make: Make) -> None:
 def test_one_of_this_very_process_that_it_could_not_close_is_over(make: Make) -> None:
     mine = {"pid": os.getpid(), "pid_started": process_started(os.getpid())}
     folder, config = make(status="running", host=socket.gethostname(), **mine)
-    assert look(folder, config).checkpoint == checkpoints(folder) / "last.ckpt"
+    assert find(folder, config).checkpoint == checkpoints(folder) / "last.ckpt"
 
 
 # --- other configurations -------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_what_decides_no_result_may_differ(make: Make) -> None:
     folder, config = make()
     config["steps_per_call"] = 16
     config["data"]["offline"] = "whatever"
-    assert look(folder, config).finished
+    assert find(folder, config).finished
 
 
 # --- longer ---------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_a_longer_run_goes_on_where_it_would_have_come_by(
     make: Make, status: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = make(status=status)
-    earlier = look(folder, resolved(max_epochs=4))
+    earlier = find(folder, resolved(max_epochs=4))
     assert (earlier.finished, earlier.checkpoint) == (False, checkpoints(folder) / "last.ckpt")
     assert f"cifar_lab: {folder}: 3 more epochs for this run" in capfd.readouterr().err
 
@@ -213,4 +214,4 @@ def test_one_that_was_stopped_or_made_all_its_epochs_did_not(
     make: Make, status: str, epochs: int
 ) -> None:
     folder, _ = make(resolved(max_epochs=3), status=status, epochs=epochs)
-    assert look(folder, resolved(max_epochs=5)).checkpoint is not None
+    assert find(folder, resolved(max_epochs=5)).checkpoint is not None

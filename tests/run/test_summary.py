@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cifar_lab.records.record import Data, RunRecord
 from cifar_lab.run.summary import describe_data, print_summary
 
 RECORD: dict[str, Any] = {
@@ -25,7 +26,8 @@ RUN = Path("/somewhere/outputs/runs/2026-01-02/03-04-05-abc")
 
 def printed(record: dict[str, Any], **settings: Any) -> str:
     stream = io.StringIO()
-    print_summary(record, RUN, console=Console(file=stream, highlight=False, **settings))
+    typed = RunRecord.model_validate({"status": "finished", **record})
+    print_summary(typed, RUN, console=Console(file=stream, highlight=False, **settings))
     return stream.getvalue()
 
 
@@ -91,4 +93,4 @@ def test_a_record_of_little_prints_what_it_has() -> None:
     ],
 )
 def test_official_and_other_bytes_are_told_apart(data: dict[str, Any], words: str) -> None:
-    assert words in describe_data(data)
+    assert words in describe_data(Data.model_validate(data))

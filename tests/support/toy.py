@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from cifar_lab.data.dataset import Dataset, Split
+from cifar_lab.data.dataset import CLASSES, Dataset, Split
 
 BATCH = 10
 
@@ -98,7 +98,13 @@ class ToyData(LightningDataModule):
         images = np.random.default_rng(0).integers(0, 256, (BATCH * test, 3, 32, 32), np.uint8)
         split = Split(images=images, labels=(np.arange(len(images)) % 10).astype(np.uint8))
         self.dataset = Dataset(
-            name="synthetic", layout="toy", official=False, digest="", train=split, test=split
+            name="synthetic",
+            layout="toy",
+            official=False,
+            digest="",
+            classes=CLASSES,
+            train=split,
+            test=split,
         )
 
     def train_dataloader(self) -> Batches:

@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from cifar_lab.errors import JobFailed
+from cifar_lab.records.record import RunRecord
 from cifar_lab.sweep.hydra_launchers import _failure
 from tests.conftest import record_of
 from tests.sweep.conftest import SMALL
@@ -169,7 +170,8 @@ def test_the_record_decides_whatever_the_launcher_hands_back(
     lost: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr("cifar_lab.sweep.hydra_launchers.record_of", lambda _: record)
+    typed = None if record is None else RunRecord.model_validate(record)
+    monkeypatch.setattr("cifar_lab.sweep.hydra_launchers.record_of", lambda _: typed)
     assert _failure(tmp_path, done, lost) == reason
 
 

@@ -123,13 +123,13 @@ def write_record(folder: Path, digest: str, images: str | None, **more: Any) -> 
 
 def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roots that are opened from now on."""
-    roots, original = [], cifar10.open_cifar10
+    roots, original = [], cifar10.open_official
 
-    def counted(*, root: str, **more: Any) -> Any:
+    def counted(archive: Any, *, root: str, **more: Any) -> Any:
         roots.append(root)
-        return original(root=root, **more)
+        return original(archive, root=root, **more)
 
-    monkeypatch.setattr(cifar10, "open_cifar10", counted)
+    monkeypatch.setattr(cifar10, "open_official", counted)
     return roots
 
 

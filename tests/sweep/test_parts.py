@@ -18,6 +18,7 @@ from cifar_lab.config.compose import compose_group
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
+from cifar_lab.records.record import RunRecord
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.launch import GridSource, make_slots
 from cifar_lab.sweep.points import Point, compose_point
@@ -60,7 +61,7 @@ def test_there_are_no_more_slots_than_jobs() -> None:
 def test_the_live_table_shows_state_epoch_accuracy_time_left_and_device(tmp_path: Path) -> None:
     point = Point((), {"seed": "0"}, OmegaConf.create(), {"trainer": {"max_epochs": 4}}, "0" * 64)
     point.config["seed"] = 0
-    record = {"status": "running", "epochs": 2, "metrics": {"val/acc": 0.5}}
+    record = RunRecord(status="running", epochs=2, metrics={"val/acc": 0.5})
     job = SweepJob(point, tmp_path / "seed0-00000000", "running", record=record, slot="cuda:1")
     job.started, job.took_s = time.monotonic() - 60, 60.0
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=20)

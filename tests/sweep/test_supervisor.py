@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from cifar_lab import signals
 from cifar_lab.errors import Interrupted
+from cifar_lab.records.record import RunRecord
 from cifar_lab.sweep import process, supervisor
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.supervisor import Slot, Supervisor, SweepJob
@@ -93,7 +94,8 @@ class Jobs:
         return self._left.pop(0) if self._left else None
 
     def prunes(self, job: SweepJob) -> bool:
-        assert job.record["status"] == "running"
+        assert job.record is not None
+        assert job.record.status == "running"
         return job.run_dir.name in self.pruned
 
     def started(self, job: SweepJob) -> None:
@@ -271,7 +273,7 @@ def test_a_process_that_could_not_say_how_it_ended_is_said_for(
     }
     assert written["overrides"] == ["optimizer.name=job", "seed=3"]
     assert written["command"] == "python -m cifar_lab optimizer.name=job seed=3"
-    assert job.record == written
+    assert job.record == RunRecord.read(job.run_dir)
     assert job.took_s > 0
 
 
@@ -324,7 +326,9 @@ def test_a_job_that_is_not_worth_its_time_has_thirty_seconds_to_save(
     jobs: Jobs = run({"job": HANG, "other": record("finished")}, before=before, retries=3)
     assert clock.killed - clock.asked == pytest.approx(30, abs=1)
     assert (jobs.jobs["job"].status, jobs.jobs["job"].error) == ("pruned", None)
-    assert jobs.jobs["job"].record["epochs"] == 2
+    kept = jobs.jobs["job"].record
+    assert kept is not None
+    assert kept.epochs == 2
     assert jobs.ends == [("job", "pruned"), ("other", "finished")]
 
 

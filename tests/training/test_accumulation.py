@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from cifar_lab.config.compose import compose
+from cifar_lab.config.compose import compose, run_config
 from cifar_lab.data.feed.epoch import EpochLoader, Share
 from cifar_lab.run.build import build
 from cifar_lab.training import layout
@@ -31,7 +31,8 @@ PLAIN = (
 
 def plain_loop(arguments: tuple[str, ...], folder: Path, accumulated: int, limit: int) -> Any:
     """Two epochs in which each step takes the mean over all of its images at once."""
-    parts = build(compose(arguments), folder)
+    cfg = compose(arguments)
+    parts = build(cfg, run_config(cfg), folder)
     network, loader = parts.classifier.network.double(), parts.data.train_dataloader()
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True

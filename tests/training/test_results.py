@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from cifar_lab.data.datamodule import DataModule
-from cifar_lab.data.dataset import Dataset, Split, digest_of, split_digest
+from cifar_lab.data.dataset import (
+    Dataset,
+    Split,
+    digest_of,
+    label_type,
+    numbered,
+    split_digest,
+)
 from cifar_lab.run import summary
 from cifar_lab.training.callbacks import model_overview as overview
 from cifar_lab.training.callbacks import prediction_figures as pictures
@@ -42,32 +49,39 @@ class Others(DataModule):
 
     Attributes:
         classes: its labels are 0..classes-1.
+        size: (H, W) of its images.
+        names: of its classes; null: nobody has named them.
     """
 
     classes: int
-
-    mean_of_channels = (0.5, 0.5, 0.5)
-    std_of_channels = (0.3, 0.3, 0.3)
+    size: list[int] = field(default_factory=lambda: [32, 32])
+    names: list[str] | None = None
 
     def _read(self) -> Dataset:
         random = np.random.default_rng(0)
 
         def split(count: int) -> Split:
-            labels = (np.arange(count) % self.classes).astype(np.uint8)
-            return Split(random.integers(0, 256, (count, 3, 32, 32), np.uint8), labels)
+            labels = (np.arange(count) % self.classes).astype(label_type(self.classes))
+            return Split(random.integers(0, 256, (count, 3, *self.size), np.uint8), labels)
 
         train, test = split(200), split(100)
         digest = digest_of(split_digest(train), split_digest(test))
         return Dataset(
-            name="noise", layout="code", official=False, digest=digest, train=train, test=test
+            name="noise",
+            layout="code",
+            official=False,
+            digest=digest,
+            classes=tuple(self.names or numbered(self.classes)),
+            train=train,
+            test=test,
         )
 
 
 def others(classes: int) -> tuple[str, ...]:
-    """A command line with as many classes."""
+    """A command line with as many classes; the network follows them."""
     target = "data._target_=tests.training.test_results.Others"
     without = ("~data.train_size", "~data.test_size", "~data.data_seed")
-    return (target, *without, f"+data.classes={classes}", f"+model.num_classes={classes}")
+    return (target, *without, f"+data.classes={classes}")
 
 
 def events(run_dir: Path) -> EventAccumulator:
@@ -88,6 +102,7 @@ def test_any_number_of_classes_is_trained_tested_and_drawn(
     assert record["status"] == "finished"
     with np.load(run_dir / "predictions.npz") as kept:
         assert kept["logits"].shape == (100, classes)
+        assert list(kept["classes"]) == record["data"]["classes"] == list(numbered(classes))
         right = int((kept["logits"].argmax(1) == kept["labels"]).sum())
     assert record["metrics"]["test/acc"] == right / 100
     assert "noise, from code" in out
@@ -99,11 +114,37 @@ def test_any_number_of_classes_is_trained_tested_and_drawn(
 
 
 def test_a_network_for_other_classes_is_refused(lab: Lab, tmp_path: Path) -> None:
-    seven = others(7)
-    status, _, err = lab(*SMALL, *seven[:-1], f"hydra.run.dir={tmp_path}/run")
-    assert status == 2
-    assert "gives 10 outputs, and the data has 7 classes; add +model.num_classes=7" in err
+    status, out, err = lab(
+        *SMALL, *others(7), "model.num_classes=10", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert (status, out) == (2, "")
+    assert err == (
+        "cifar_lab: model.num_classes=10: the data has 7 classes; leave it out, or give 7\n"
+    )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("side", [8, 48, 130])
+@pytest.mark.parametrize("loader", ["device", "torchvision"])
+def test_images_of_any_size_are_augmented_trained_and_drawn(
+    lab: Lab, tmp_path: Path, side: int, loader: str
+) -> None:
+    run_dir = tmp_path / "run"
+    augment = "strong" if loader == "device" else "standard"
+    status, _, err = lab(
+        *(*SMALL, *others(2), f"+data.size=[{side},{side}]", "+data.names=[$a$,b$]"),
+        *(f"augment={augment}", f"data.loader={loader}", "data.workers=0"),
+        *("model=resnet10", "model.num_blocks=[1]", f"hydra.run.dir={run_dir}"),
+    )
+    assert (status, err) == (0, "")
+    tags = events(run_dir).Tags()
+    assert {"test/worst_mistakes", "test/confusion_matrix"} <= set(tags["images"])
+
+
+def test_images_that_are_not_square_are_refused(lab: Lab, tmp_path: Path) -> None:
+    status, _, err = lab(*SMALL, *others(2), "+data.size=[24,32]", f"hydra.run.dir={tmp_path}/run")
+    assert status == 2
+    assert err == "cifar_lab: data: noise has images of 24x32 pixels; they must be square\n"
 
 
 def test_a_thousand_classes_are_drawn_without_a_million_numbers() -> None:
@@ -122,7 +163,6 @@ def test_a_thousand_classes_are_drawn_without_a_million_numbers() -> None:
 
 DECORATIONS: dict[str, tuple[Any, str]] = {
     "confusion matrix": (pictures, "confusion_matrix"),
-    "names": (pictures, "class_names"),
     "picture of it": (pictures, "draw_confusion_matrix"),
     "accuracy per class": (pictures, "draw_per_class_accuracy"),
     "mistakes": (pictures, "draw_worst_mistakes"),

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-from cifar_lab.config.compose import compose
+from cifar_lab.config.compose import compose, run_config
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
@@ -131,7 +131,8 @@ def test_the_best_is_kept_and_tested_and_the_record_says_so(
 
 def validated(run_dir: Path, arguments: Sequence[str], file: str = "best.ckpt") -> dict[str, float]:
     """What the weights of a checkpoint have on the held-out images, computed anew."""
-    parts = build(compose([*arguments, "logger=csv", "callbacks=checkpoints"]), run_dir)
+    cfg = compose([*arguments, "logger=csv", "callbacks=checkpoints"])
+    parts = build(cfg, run_config(cfg), run_dir)
     state = torch.load(run_dir / "checkpoints" / file, weights_only=True)["state_dict"]
     parts.classifier.load_state_dict(state)
     parts.trainer.validate(parts.classifier, datamodule=parts.data, verbose=False)

@@ -242,19 +242,27 @@ def test_log_probabilities_are_what_both_of_them_take(loss: Any) -> None:
     try_loss(loss, logits_of().log_softmax(1), mixes=False, name="Loss")
 
 
+def thousand(**arguments: Any) -> nn.Module:
+    """As a factory that takes arguments of any name."""
+    return Linear(**{"outputs": 1000} | arguments)
+
+
 # --- on the command line --------------------------------------------------------------------------
 
 SMALL = tuple(a for a in TINY if not a.startswith("model"))
 LINES = [
     (
-        ("model._target_=torchvision.models.resnet18", "~model.width", "~model.dropout"),
-        "model._target_=torchvision.models.resnet18: gives 1000 outputs, and the data has 10 "
-        "classes; add +model.num_classes=10",
+        ("model.num_classes=12",),
+        "model.num_classes=12: the data has 10 classes; leave it out, or give 10",
     ),
     (
-        ("+model.num_classes=12",),
-        "model._target_=cifar_lab.model.cnn.CNN: gives 12 outputs, and the data has 10 classes; "
-        "set model.num_classes=10",
+        ("model._target_=torch.nn.Flatten", "~model.width", "~model.dropout"),
+        "model._target_=torch.nn.Flatten: has no parameters to train; use another network",
+    ),
+    (
+        ("model._target_=tests.training.test_trial.thousand", "~model.width", "~model.dropout"),
+        "model._target_=tests.training.test_trial.thousand: gives 1000 outputs, and the data has "
+        "10 classes; add +model.num_classes=10",
     ),
     (
         ("loss._target_=torch.nn.NLLLoss", "~loss.label_smoothing"),

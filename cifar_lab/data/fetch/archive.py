@@ -1,4 +1,4 @@
-"""The official archive of CIFAR-10 and its pickles, checked byte for byte before they are read.
+"""The official archives and their pickles, checked byte for byte before they are read.
 
 Format: https://www.cs.toronto.edu/~kriz/cifar.html, "Dataset layout", Python version.
 """
@@ -30,9 +30,15 @@ class Archive:
         name: file name of the archive.
         size: in bytes.
         md5: of the archive, 32 hexadecimal digits.
-        members: MD5 of each pickle by file name, in the order in which they are read; "test_batch"
-            is the test split, the others are the training split.
+        members: MD5 of each pickle by file name, in the order in which they are read.
         folder: the folder that the archive unpacks to.
+        dataset: what the `Dataset` is called.
+        title: what people call it.
+        classes: the names of its labels.
+        labels: what the labels are called in a pickle.
+        test: the member that is the test split; the others are the training split, but for
+        meta: the member that holds the classes' names; nothing is read from it.
+        variant: tells cache entries of one archive apart.
     """
 
     name: str
@@ -40,11 +46,23 @@ class Archive:
     md5: str
     members: Mapping[str, str]
     folder: str = "cifar-10-batches-py"
+    dataset: str = "cifar10"
+    title: str = "CIFAR-10"
+    classes: tuple[str, ...] = CLASSES
+    labels: str = "labels"
+    test: str = "test_batch"
+    meta: str | None = None
+    variant: str = ""
 
     @property
     def key(self) -> str:
         """The name of its cache entry, however its bytes were reached."""
-        return f"official-{self.md5[:8]}"
+        return f"official-{self.md5[:8]}{self.variant}"
+
+    @property
+    def batches(self) -> list[str]:
+        """The members that hold images."""
+        return [name for name in self.members if name != self.meta]
 
 
 OFFICIAL = Archive(
@@ -90,7 +108,7 @@ def read_archive(path: Path, archive: Archive) -> tuple[Split, Split]:
         InputError: the file or one of its members is not the official one.
     """
     check_archive(path, archive)
-    parts: dict[str, Split] = {}
+    parts: dict[str, Split | None] = {}
     try:
         # "r|gz" reads front to back: looking members up by name would unpack everything twice
         with tarfile.open(path, "r|gz") as tar:
@@ -100,7 +118,7 @@ def read_archive(path: Path, archive: Archive) -> tuple[Split, Split]:
                     stream = tar.extractfile(member)
                     assert stream is not None
                     where = f"{path}!{name}"
-                    parts[name] = _read_batch(where, stream.read(), archive.members[name])
+                    parts[name] = _read_member(where, name, stream.read(), archive)
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise InputError(
             f"{path}: can't be unpacked ({error}); delete it and fetch it again"
@@ -121,7 +139,7 @@ def read_pickles(folder: Path, archive: Archive) -> tuple[Split, Split]:
         InputError: a pickle is missing or not the official one.
     """
     parts = {
-        name: _read_batch(str(folder / name), data, archive.members[name])
+        name: _read_member(str(folder / name), name, data, archive)
         for name, data in _pickle_bytes(folder, archive)
     }
     return _join(folder, parts, archive)
@@ -146,29 +164,33 @@ def _check_batch(where: str, data: bytes, expected: str) -> None:
         )
 
 
-def _read_batch(where: str, data: bytes, md5: str) -> Split:
-    _check_batch(where, data, md5)
+def _read_member(where: str, name: str, data: bytes, archive: Archive) -> Split | None:
+    """A batch; None of the member that holds none."""
+    _check_batch(where, data, archive.members[name])
+    if name == archive.meta:
+        return None
     batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
     pixels: NDArray[np.uint8] = batch[b"data"]
-    labels = np.asarray(batch[b"labels"], dtype=np.uint8)
+    labels = np.asarray(batch[archive.labels.encode()], dtype=np.uint8)
     # the bytes are the official ones, so this is about our reading of them, not about the input
     assert pixels.dtype == np.uint8, pixels.dtype
     assert pixels.shape == (len(labels), 3 * 32 * 32), pixels.shape
-    assert labels.size == 0 or labels.max() < len(CLASSES)
+    assert labels.size == 0 or labels.max() < len(archive.classes)
     # a row is 1,024 red, 1,024 green and 1,024 blue values, each row-major
     return Split(pixels.reshape(-1, 3, 32, 32), labels)
 
 
-def _join(where: Path, parts: Mapping[str, Split], archive: Archive) -> tuple[Split, Split]:
+def _join(where: Path, parts: Mapping[str, Split | None], archive: Archive) -> tuple[Split, Split]:
     missing = [name for name in archive.members if name not in parts]
     if missing:
         raise InputError(f"{where}: lacks {', '.join(missing)}; delete it and fetch it again")
-    train = [parts[name] for name in archive.members if name != "test_batch"]
+    found = {name: part for name, part in parts.items() if part is not None}
+    train = [found[name] for name in archive.batches if name != archive.test]
     joined = Split(
         np.concatenate([part.images for part in train]),
         np.concatenate([part.labels for part in train]),
     )
-    return joined, parts["test_batch"]
+    return joined, found[archive.test]
 
 
 def _md5(data: bytes = b"") -> Any:
@@ -189,4 +211,4 @@ class _BatchUnpickler(pickle.Unpickler):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
             return np.dtype
-        raise InputError(f"{module}.{name}: has no place in a CIFAR-10 batch; it is not the data")
+        raise InputError(f"{module}.{name}: has no place in a CIFAR batch; it is not the data")

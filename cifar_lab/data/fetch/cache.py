@@ -3,7 +3,7 @@
 A cache folder holds an entry for each source:
 
     <key>.lock                  whoever prepares or mends the entry holds it
-    <key>/train.bin, test.bin   all pixels (N, 3, 32, 32) RGB, then N labels
+    <key>/train.bin, test.bin   all pixels (N, 3, S, S) RGB, then N labels (see `label_type`)
     <key>/SHA256SUMS            of both, for `sha256sum -c`
     <key>/dataset.json          where they came from; written last, so an entry without it is none
 
@@ -16,23 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cifar_lab.data.dataset import Split, digest_of, split_digest
+from cifar_lab.data.dataset import CLASSES, Split, digest_of, label_type, split_digest
 from cifar_lab.errors import InputError
 
 log = logging.getLogger("cifar_lab.data")
 
 SPLITS = ("train", "test")
-IMAGE_BYTES = 3 * 32 * 32
 _WAIT_SILENTLY_S = 1.0
 
 
@@ -52,11 +52,30 @@ class Origin:
         layout: of the source that was decoded.
         fingerprints: of every source, by path, that is known to hold these very images.
         images: the number in each split.
+        dataset: what the `Dataset` is called.
+        classes: of the labels 0, 1, ...
+        image_size: S of images (3, S, S).
+        resized: how many had another size.
+        mean, std: of the training images' channels; null where nobody has computed them.
     """
 
     layout: str
     fingerprints: dict[str, str]
     images: dict[str, int]
+    # these are younger than some entries, which were all of CIFAR-10
+    dataset: str = "cifar10"
+    classes: tuple[str, ...] = CLASSES
+    image_size: int = 32
+    resized: int = 0
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    @classmethod
+    def parse(cls, text: bytes) -> Origin:
+        """Of dataset.json; ValueError, KeyError or TypeError where it is none."""
+        plain = json.loads(text)
+        lists = {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+        return cls(**{**plain, **lists})
 
 
 @dataclass(frozen=True)
@@ -93,19 +112,19 @@ class Entry:
                 also mean that another process is writing at this moment.
         """
         try:
-            origin = Origin(**json.loads((self.folder / "dataset.json").read_bytes()))
+            origin = Origin.parse((self.folder / "dataset.json").read_bytes())
             sums = (self.folder / "SHA256SUMS").read_text("ascii").split()
             expected = dict(zip(sums[1::2], sums[::2], strict=True))
             with ThreadPoolExecutor(len(SPLITS)) as pool:  # hashing releases the GIL
                 train, test = pool.map(
-                    lambda name: self._map(name, origin.images[name], expected[f"{name}.bin"]),
+                    lambda name: self._map(name, origin, expected[f"{name}.bin"]),
                     SPLITS,
                 )
         except (FileNotFoundError, NotADirectoryError):
             if (self.folder / "dataset.json").exists():
                 raise DamagedError("a file is missing") from None
             return None
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"dataset.json or SHA256SUMS can't be read ({error})") from error
         digest = digest_of(expected["train.bin"], expected["test.bin"])
         return Cached(origin, digest, train, test)
@@ -113,8 +132,8 @@ class Entry:
     def origin(self) -> Origin | None:
         """Where the entry came from, if that can still be read."""
         try:
-            return Origin(**json.loads((self.folder / "dataset.json").read_bytes()))
-        except (OSError, TypeError, ValueError):
+            return Origin.parse((self.folder / "dataset.json").read_bytes())
+        except (AttributeError, OSError, TypeError, ValueError):
             return None
 
     def store(self, train: Split, test: Split, *, origin: Origin) -> None:
@@ -135,7 +154,7 @@ class Entry:
         """Remembers that `path` holds these very images too (hold the lock)."""
         fingerprints = {**origin.fingerprints, str(path): fingerprint}
         with self._writing():
-            self._write_origin(Origin(origin.layout, fingerprints, origin.images))
+            self._write_origin(replace(origin, fingerprints=fingerprints))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -158,19 +177,21 @@ class Entry:
         finally:
             lock.release()
 
-    def _map(self, name: str, images: int, sha256: str) -> Split:
-        path = self.folder / f"{name}.bin"
-        size = path.stat().st_size
-        if size == 0 or size != images * (IMAGE_BYTES + 1):
+    def _map(self, name: str, origin: Origin, sha256: str) -> Split:
+        path, images = self.folder / f"{name}.bin", origin.images[name]
+        shape, kind = (images, 3, *[origin.image_size] * 2), label_type(len(origin.classes))
+        pixels, size = math.prod(shape), path.stat().st_size
+        if size == 0 or size != pixels + images * kind.itemsize:
             raise DamagedError(f"{name}.bin has {size} bytes for {images} images")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         # the very bytes that training will see, not a second look at the file
         if hashlib.sha256(mapped).hexdigest() != sha256:
             raise DamagedError(f"{name}.bin does not have the SHA-256 it was written with")
-        values = np.frombuffer(mapped, np.uint8)
-        pixels, labels = values[: images * IMAGE_BYTES], values[images * IMAGE_BYTES :]
-        return Split(pixels.reshape(images, 3, 32, 32), labels)
+        labels = np.frombuffer(mapped, kind, offset=pixels)
+        # two bytes each may lie at an odd place in the file, where torch can't take them up
+        labels = labels if labels.flags.aligned else labels.copy()
+        return Split(np.frombuffer(mapped, np.uint8, pixels).reshape(shape), labels)
 
     def _write_origin(self, origin: Origin) -> None:
         text = json.dumps(asdict(origin), indent=1) + "\n"

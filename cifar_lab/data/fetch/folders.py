@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.data.dataset import CLASSES, Split
+from cifar_lab.data.dataset import Split, label_type
 from cifar_lab.errors import InputError
 
 SPLITS = ("train", "test")
+FEWEST_CLASSES, MOST_CLASSES = 2, 1000
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 
@@ -33,10 +34,12 @@ class Listing:
     Attributes:
         where: the folder or the .zip, and what joins it with an image's name: "/" or "!".
         names: for each of SPLITS the images as (label, name): the classes in turn, each by name.
+        classes: the names of the labels.
     """
 
     where: str
     names: dict[str, list[tuple[int, str]]]
+    classes: tuple[str, ...]
 
 
 def fingerprint_folder(root: Path) -> str:
@@ -56,11 +59,16 @@ def fingerprint_folder(root: Path) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, classes: tuple[str, ...] | None) -> Listing:
     """Lists class folders on disk.
 
+    Args:
+        root: holds train/ and test/.
+        classes: that must be there; None: whichever are, in the order of their names.
+
     Raises:
-        InputError: the folders are not the ten classes, or hold something else than images.
+        InputError: the folders are not these classes, or those of train/ and test/ differ, or they
+            are fewer than 2 or more than 1,000, or hold something else than images.
     """
     files: list[str] = []
     for split in SPLITS:
@@ -71,14 +79,14 @@ def list_folder(root: Path) -> Listing:
             names = [prefix + entry.name for entry in _visible(Path(folder.path))]
             # an empty folder is listed by its own name, so that it is reported as such
             files.extend(names or [prefix])
-    return Listing(f"{root}/", _by_class(f"{root}/", files))
+    return _by_class(f"{root}/", files, classes)
 
 
-def list_zip(path: Path) -> Listing:
-    """Lists class folders inside a .zip, at its top or below one folder.
+def list_zip(path: Path, classes: tuple[str, ...] | None) -> Listing:
+    """`list_folder` inside a .zip, at its top or below one folder.
 
     Raises:
-        InputError: the .zip is damaged, or its folders are not the ten classes.
+        InputError: as `list_folder`, or the .zip is damaged.
     """
     with _open_zip(path) as archive:
         files = [
@@ -89,20 +97,36 @@ def list_zip(path: Path) -> Listing:
     top = _top_folder(files)
     inside = [name for name in files if name.removeprefix(top).startswith(("train/", "test/"))]
     leaves = [name.removeprefix(top) for name in inside if not name.endswith("/")]
-    where = f"{path}!{top}"
-    return Listing(where, _by_class(where, leaves))
+    return _by_class(f"{path}!{top}", leaves, classes)
 
 
-def read_folder(root: Path, listing: Listing) -> tuple[Split, Split]:
-    """Decodes the training and the test images; raises InputError with a broken image's path."""
-    return _read(listing, lambda name: (root / name).read_bytes())
+def read_folder(
+    root: Path, listing: Listing, image_size: int | None = None
+) -> tuple[Split, Split, int]:
+    """Decodes the images.
+
+    Args:
+        root: of the listing.
+        listing: of the folder.
+        image_size: S. Pictures of another size are resized (bicubic, antialiased), of those that
+            aren't square the middle, and turned as their camera noted. None: all are 32x32.
+
+    Returns:
+        The training images, the test images, and how many were resized.
+
+    Raises:
+        InputError: an image is broken, or not 32x32; the message has its path.
+    """
+    return _read(listing, lambda name: (root / name).read_bytes(), image_size)
 
 
-def read_zip(path: Path, listing: Listing) -> tuple[Split, Split]:
-    """Decodes the training and the test images; raises InputError with a broken image's name."""
+def read_zip(
+    path: Path, listing: Listing, image_size: int | None = None
+) -> tuple[Split, Split, int]:
+    """`read_folder` of a .zip."""
     top = listing.where.removeprefix(f"{path}!")
     with _open_zip(path) as archive:
-        return _read(listing, lambda name: archive.read(top + name))
+        return _read(listing, lambda name: archive.read(top + name), image_size)
 
 
 def is_zip(path: Path) -> bool:
@@ -145,7 +169,7 @@ def _top_folder(names: Iterable[str]) -> str:
     return f"{tops.pop()}/"
 
 
-def _by_class(where: str, files: Iterable[str]) -> dict[str, list[tuple[int, str]]]:
+def _by_class(where: str, files: Iterable[str], classes: tuple[str, ...] | None) -> Listing:
     found: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
     for file in files:
         split, _, rest = file.partition("/")
@@ -157,60 +181,102 @@ def _by_class(where: str, files: Iterable[str]) -> dict[str, list[tuple[int, str
             raise InputError(f"{where}{file}: is neither .png nor .jpg; take it away or convert it")
         if name:
             images.append(file)
-    for split, classes in found.items():
-        _check_classes(f"{where}{split}", classes)
-    return {split: _in_turns(classes) for split, classes in found.items()}
+    names = _found_classes(where.rstrip("/"), found) if classes is None else classes
+    for split, its in found.items():
+        _check_classes(f"{where}{split}", its, names)
+    return Listing(where, {split: _in_turns(its, names) for split, its in found.items()}, names)
 
 
-def _in_turns(classes: dict[str, list[str]]) -> list[tuple[int, str]]:
+def _found_classes(where: str, found: dict[str, dict[str, list[str]]]) -> tuple[str, ...]:
+    train, test = (set(found[split]) for split in SPLITS)
+    if train != test:
+        only = [
+            f"only {split}/ has {_some(names)}"
+            for split, names in (("train", train - test), ("test", test - train))
+            if names
+        ]
+        raise InputError(f"{where}: train/ and test/ must hold the same classes; {'; '.join(only)}")
+    if not FEWEST_CLASSES <= len(train) <= MOST_CLASSES:
+        raise InputError(
+            f"{where}: train/ and test/ hold {len(train)} classes; "
+            f"must be {FEWEST_CLASSES} to {MOST_CLASSES:,}"
+        )
+    if odd := [name for name in train if not name.isprintable()]:
+        raise InputError(f"{where}: {min(odd)!r} is no name for a class; rename the folder")
+    return tuple(sorted(train))
+
+
+def _some(names: Iterable[str]) -> str:
+    first, rest = sorted(names)[:5], len(list(names)) - 5
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _in_turns(classes: dict[str, list[str]], names: tuple[str, ...]) -> list[tuple[int, str]]:
     # the first image of every class, then the second: the first thousand images of a split sorted
     # by class would all be airplanes, and with them what trainer.limit_test_batches measures
     places = sorted(
         (place, label, name)
-        for label, class_name in enumerate(CLASSES)
+        for label, class_name in enumerate(names)
         for place, name in enumerate(sorted(classes[class_name]))
     )
     return [(label, name) for _, label, name in places]
 
 
-def _check_classes(where: str, classes: dict[str, list[str]]) -> None:
-    missing = [name for name in CLASSES if name not in classes]
-    unknown = sorted(set(classes) - set(CLASSES))
+def _check_classes(where: str, classes: dict[str, list[str]], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in classes]
+    unknown = set(classes) - set(names)
     if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
-        parts += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has unknown {_some(unknown)}"] if unknown else []
+        listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:5])}, ..."
         raise InputError(
-            f"{where}: {' and '.join(parts)}; it must hold exactly the ten class folders "
-            + ", ".join(CLASSES)
+            f"{where}: {' and '.join(parts)}; it must hold exactly the {len(names)} class folders "
+            f"{listed} (data=folders takes any classes)"
         )
-    for name in CLASSES:
+    for name in names:
         if not classes[name]:
             raise InputError(f"{where}/{name}: holds no image; each class needs at least one")
 
 
-def _read(listing: Listing, read: Callable[[str], bytes]) -> tuple[Split, Split]:
-    train, test = (_read_split(listing, split, read) for split in SPLITS)
-    return train, test
+def _read(
+    listing: Listing, read: Callable[[str], bytes], image_size: int | None
+) -> tuple[Split, Split, int]:
+    (train, a), (test, b) = (_read_split(listing, split, read, image_size) for split in SPLITS)
+    return train, test, a + b
 
 
-def _read_split(listing: Listing, split: str, read: Callable[[str], bytes]) -> Split:
+def _read_split(
+    listing: Listing, split: str, read: Callable[[str], bytes], image_size: int | None
+) -> tuple[Split, int]:
     # One thread: two on two cores took 1.7 times as long (10,000 JPEG: 0.52 s against 0.93 s),
     # since an image this small is mostly Python, and the threads fight over the GIL.
     entries = listing.names[split]
-    images = np.empty((len(entries), 3, 32, 32), np.uint8)
+    images = np.empty((len(entries), 3, *[image_size or 32] * 2), np.uint8)
+    resized = 0
     for image, (_, name) in zip(images, entries, strict=True):
-        image[:] = _decode(listing.where + name, partial(read, name))
-    return Split(images, np.array([label for label, _ in entries], np.uint8))
+        image[:], fitted = _decode(listing.where + name, partial(read, name), image_size)
+        resized += fitted
+    labels = np.array([label for label, _ in entries], label_type(len(listing.classes)))
+    return Split(images, labels), resized
 
 
-def _decode(where: str, read: Callable[[], bytes]) -> NDArray[np.uint8]:
-    """One PNG or JPEG of 32x32 pixels as (3, 32, 32) uint8 RGB; raises InputError with `where`."""
-    from PIL import Image
+def _decode(
+    where: str, read: Callable[[], bytes], image_size: int | None
+) -> tuple[NDArray[np.uint8], bool]:
+    """One PNG or JPEG as (3, S, S) uint8 RGB, and whether it was resized for that."""
+    from PIL import Image, ImageOps
 
+    wanted = (image_size or 32, image_size or 32)
+    rgb = None
     try:
         with Image.open(io.BytesIO(read()), formats=("PNG", "JPEG")) as image:
             size = image.size
-            rgb = _to_rgb(where, image) if size == (32, 32) else None
+            if image_size is not None:
+                rgb = _to_rgb(where, ImageOps.exif_transpose(image))
+                if size != wanted:
+                    rgb = ImageOps.fit(rgb, wanted, method=Image.Resampling.BICUBIC)
+            elif size == wanted:
+                rgb = _to_rgb(where, image)
     except InputError:
         raise
     except Exception as error:  # Pillow and zipfile raise a dozen kinds for broken data
@@ -218,7 +284,7 @@ def _decode(where: str, read: Callable[[], bytes]) -> NDArray[np.uint8]:
         raise InputError(f"{where}: is no readable PNG or JPEG ({reason}); replace it") from error
     if rgb is None:
         raise InputError(f"{where}: is {size[0]}x{size[1]} pixels; images must be 32x32")
-    return np.asarray(rgb).transpose(2, 0, 1)
+    return np.asarray(rgb).transpose(2, 0, 1), size != wanted
 
 
 def _to_rgb(where: str, image: Any) -> Any:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from wherever it is: a given root, the cache, other tools' folders, the network."""
+"""A dataset from wherever it is: a given root, the cache, other tools' folders, the network."""
 
 from __future__ import annotations
 
@@ -10,21 +10,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cifar_lab.data.dataset import Dataset
+from cifar_lab.data.dataset import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    Channels,
+    Dataset,
+    channel_statistics,
+)
 from cifar_lab.data.fetch.archive import OFFICIAL, Archive
 from cifar_lab.data.fetch.cache import Cached, CacheError, DamagedError, Entry, Origin, cache_folder
-from cifar_lab.data.fetch.sources import Source, find_sources, official_sources
+from cifar_lab.data.fetch.cifar100 import COARSE, FINE
+from cifar_lab.data.fetch.sources import Contents, Source, find_sources, official_sources
 from cifar_lab.errors import InputError
 
 log = logging.getLogger("cifar_lab.data")
 
 # Where other tools leave the archive or its pickles: torchvision below whatever `root` it is given
 # (its tutorials say ./data), Keras in its own folder. Class folders there could be any images.
-USUAL_PLACES = ("data", "data/cifar10", "dataset", "datasets", ".", "../data", "~/.keras/datasets")
+USUAL_PLACES = (
+    "data",
+    "data/{dataset}",
+    "dataset",
+    "datasets",
+    ".",
+    "../data",
+    "~/.keras/datasets",
+)
 
 
 class NotHereError(InputError):
-    """CIFAR-10 is not on this machine, and may not be fetched."""
+    """The dataset is not on this machine, and may not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +51,18 @@ class Opened:
             "rebuilt" when the cache was damaged or its source had changed.
         entry: the folder in the cache.
         sources: the paths that are known to hold these images.
+        resized: how many of the images had another size.
     """
 
     dataset: Dataset
     state: Literal["ok", "built", "rebuilt"]
     entry: Path
     sources: tuple[str, ...]
+    resized: int
 
 
-def open_cifar10(
+def open_official(
+    archive: Archive,
     *,
     root: str | None,
     cache: str | None,
@@ -53,9 +71,10 @@ def open_cifar10(
     min_rate: float,
     stall_s: float,
 ) -> Dataset:
-    """CIFAR-10, verified, as read-only memory maps of the cache.
+    """CIFAR-10 or CIFAR-100, verified, as read-only memory maps of the cache.
 
     Args:
+        archive: which of them.
         root: a folder, the archive or a .zip; the only place then looked at. None or "": the
             cache, then `USUAL_PLACES`, then `sources`.
         cache: folder for decoded images; None: the user's cache folder.
@@ -69,12 +88,31 @@ def open_cifar10(
             written; `NotHereError`: only the network would have them.
     """
     fetching = Fetching(offline=offline, sources=sources, min_rate=min_rate, stall_s=stall_s)
-    return open_from(root=root, cache=cache, fetching=fetching).dataset
+    return open_from(root=root, cache=cache, fetching=fetching, archive=archive).dataset
+
+
+def open_folders(*, root: str | None, cache: str | None, image_size: int) -> Opened:
+    """Class folders with any names: the training and test images of 2 to 1,000 classes.
+
+    Args:
+        root: a folder or a .zip with train/<class>/ and test/<class>/.
+        cache: as in `open_official`.
+        image_size: S; pictures of another size are resized to (3, S, S).
+
+    Raises:
+        InputError: the root is missing, or not such a folder, or the cache can't be written.
+    """
+    if not root:
+        raise InputError(
+            "data.root=null: data=folders needs a folder or a .zip with train/<class>/ and "
+            "test/<class>/"
+        )
+    return _open_root(root, cache_folder(cache), None, image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fetching:
-    """Whether and how the archive may be fetched; the names are those of `open_cifar10`."""
+    """Whether and how the archive may be fetched; the names are those of `open_official`."""
 
     offline: bool
     sources: Sequence[str]
@@ -85,15 +123,21 @@ class Fetching:
 def open_from(
     *, root: str | None, cache: str | None, fetching: Fetching, archive: Archive = OFFICIAL
 ) -> Opened:
-    """`open_cifar10`, with the archive's identity as a parameter and more to tell."""
+    """`open_official`, with more to tell."""
     folder = cache_folder(cache)
     if root:
         return _open_root(root, folder, archive)
     return _open_anywhere(folder, fetching, archive)
 
 
-def verify_cache(*, cache: str | None, archive: Archive = OFFICIAL) -> Iterator[tuple[str, str]]:
+def verify_cache(
+    *, cache: str | None, archives: Sequence[Archive] = (OFFICIAL, FINE, COARSE)
+) -> Iterator[tuple[str, str]]:
     """Verifies every entry of a cache and mends what is damaged; opens no socket.
+
+    Args:
+        cache: as in `open_official`.
+        archives: of the official entries.
 
     Yields:
         (entry, state): state is "ok", "rebuilt", or why it is neither.
@@ -106,30 +150,35 @@ def verify_cache(*, cache: str | None, archive: Archive = OFFICIAL) -> Iterator[
             yield entry.folder.name, "ok"
             continue
         try:
-            yield entry.folder.name, _mend(entry, archive).state
+            yield entry.folder.name, _mend(entry, archives).state
         except InputError as error:
             reason = str(error).removeprefix("data.offline=true: ")
             yield entry.folder.name, f"{trouble}; {reason}"
 
 
-def _mend(entry: Entry, archive: Archive) -> Opened:
+def _mend(entry: Entry, archives: Sequence[Archive]) -> Opened:
     cache = entry.folder.parent
-    if entry.folder.name == archive.key:
-        offline = Fetching(offline=True, sources=(), min_rate=0, stall_s=0)
-        return _open_anywhere(cache, offline, archive)
+    for archive in archives:
+        if entry.folder.name == archive.key:
+            offline = Fetching(offline=True, sources=(), min_rate=0, stall_s=0)
+            return _open_anywhere(cache, offline, archive)
     origin = entry.origin()
     if not origin:
         raise InputError(f"it is not known from what it was built: delete {entry.folder}")
-    opened = _open_root(next(iter(origin.fingerprints)), cache, archive)
+    known = {archive.dataset: archive for archive in archives}
+    its, path = known.get(origin.dataset), next(iter(origin.fingerprints))
+    opened = _open_root(path, cache, its, None if its else origin.image_size)
     if opened.entry != entry.folder:
         raise InputError(f"what it was built from holds something else now: delete {entry.folder}")
     return opened
 
 
-def _open_root(root: str, cache: Path, archive: Archive) -> Opened:
+def _open_root(
+    root: str, cache: Path, archive: Archive | None, image_size: int | None = None
+) -> Opened:
     path = Path(root).expanduser().absolute()
     try:
-        found = find_sources(path, archive)
+        found = find_sources(path, archive, image_size)
         return _open_first(found, Entry(cache, found[0].key))
     except CacheError:
         raise
@@ -216,7 +265,7 @@ def _local_sources(entry: Entry, cache: Path, archive: Archive) -> Iterator[Sour
     for path in map(Path, origin.fingerprints if origin else ()):
         if path.exists():
             yield Source("pickles" if path.is_dir() else "archive", path, archive)
-    for place in (cache, *(Path(name).expanduser().absolute() for name in USUAL_PLACES)):
+    for place in (cache, *(Path(name).expanduser().absolute() for name in _usual_places(archive))):
         yield from official_sources(place, archive)
 
 
@@ -224,20 +273,48 @@ def _build(source: Source, fingerprint: str, entry: Entry, trouble: str) -> Open
     if trouble:
         log.warning("%s: %s; rebuilding it from %s", entry.folder, trouble, source.path)
     begin = time.monotonic()
-    train, test = source.read()
+    found = source.read()
+    channels = _channels(source, found)
     origin = Origin(
         layout=source.layout,
         fingerprints={str(source.path): fingerprint},
-        images={"train": len(train), "test": len(test)},
+        images={"train": len(found.train), "test": len(found.test)},
+        dataset=source.dataset,
+        classes=found.classes,
+        image_size=found.train.images.shape[-1],
+        resized=found.resized,
+        mean=channels.mean if channels else None,
+        std=channels.std if channels else None,
     )
-    entry.store(train, test, origin=origin)
+    entry.store(found.train, found.test, origin=origin)
     cached, trouble_again = _examine(entry)
     if cached is None:
         raise CacheError(
             f"data.cache={entry.folder.parent}: loses what is written ({trouble_again})"
         )
     log.info("decoded %s in %.1f s", source.path, time.monotonic() - begin)
+    if found.resized:
+        log.info("%s", resized_line(found.resized, origin))
     return _opened(cached, "rebuilt" if trouble else "built", entry, source)
+
+
+def _channels(source: Source, found: Contents) -> Channels | None:
+    """Of all but CIFAR-10, whose constants hold for copies of it too; None: there are none."""
+    if source.dataset == "cifar10":
+        return Channels(CIFAR10_MEAN, CIFAR10_STD)
+    try:
+        return channel_statistics(found.train.images)
+    except InputError:
+        return None  # for the one who wants them to say
+
+
+def resized_line(resized: int, origin: Origin) -> str:
+    """What to say of images that had another size."""
+    size = origin.image_size
+    return (
+        f"{resized:,} of the {sum(origin.images.values()):,} pictures were resized to "
+        f"{size}x{size}, of those that are not square the middle; data.image_size sets the size"
+    )
 
 
 def _examine(entry: Entry) -> tuple[Cached | None, str]:
@@ -260,22 +337,33 @@ def _opened(
     entry: Entry,
     source: Source | None = None,
 ) -> Opened:
+    origin = cached.origin
+    channels = Channels(origin.mean, origin.std) if origin.mean and origin.std else None
+    if origin.dataset == "cifar10":  # entries of before don't hold them
+        channels = Channels(CIFAR10_MEAN, CIFAR10_STD)
     dataset = Dataset(
-        name="cifar10",
+        name=origin.dataset,
         layout=source.layout if source else cached.origin.layout,
         # without a source this is the entry that only official bytes get into
         official=source.official if source else True,
         digest=cached.digest,
+        classes=origin.classes,
         train=cached.train,
         test=cached.test,
+        channels=channels,
     )
-    return Opened(dataset, state, entry.folder, tuple(cached.origin.fingerprints))
+    return Opened(dataset, state, entry.folder, tuple(origin.fingerprints), origin.resized)
+
+
+def _usual_places(archive: Archive) -> list[str]:
+    return [place.format(dataset=archive.dataset.partition("_")[0]) for place in USUAL_PLACES]
 
 
 def _nowhere(entry: Entry, trouble: str, archive: Archive) -> str:
     state = trouble or "empty"
     return (
-        f"data.offline=true: CIFAR-10 is not on this machine (cache {entry.folder} is {state}; "
-        f"looked in {', '.join(USUAL_PLACES)} for {archive.name} and {archive.folder}/); set "
-        "data.root to it, or data.offline=false to fetch it, or use data=synthetic"
+        f"data.offline=true: {archive.title} is not on this machine (cache {entry.folder} is "
+        f"{state}; looked in {', '.join(_usual_places(archive))} for {archive.name} and "
+        f"{archive.folder}/); set data.root to it, or data.offline=false to fetch it, or use "
+        "data=synthetic"
     )

@@ -1,4 +1,4 @@
-"""What lies under a path: the official archive, its pickles, or class folders; read in one way."""
+"""What lies under a path: an official archive, its pickles, or class folders; read in one way."""
 
 from __future__ import annotations
 
@@ -20,18 +20,34 @@ from cifar_lab.errors import InputError
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What was read.
+
+    Attributes:
+        resized: how many images had another size.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    resized: int = 0
+
+
+@dataclass(frozen=True)
 class Source:
-    """One place that CIFAR-10 can be read from.
+    """One place that images can be read from.
 
     Attributes:
         layout: "archive" and "pickles" are the official bytes, "folders" and "zip" any images.
         path: absolute; a folder for "pickles" and "folders", else a file.
-        archive: what the official bytes are.
+        archive: what the official bytes are, and the classes; None: class folders with any names.
+        image_size: S, which pictures are resized to; None: all are 32x32 already.
     """
 
     layout: Literal["archive", "pickles", "folders", "zip"]
     path: Path
-    archive: Archive
+    archive: Archive | None
+    image_size: int | None = None
 
     @property
     def official(self) -> bool:
@@ -42,9 +58,22 @@ class Source:
     def key(self) -> str:
         """The cache entry's name: one for all ways to the official bytes, one for each other."""
         if self.official:
-            return self.archive.key
+            return self.official_archive.key
         # "3": before, class folders were cached sorted by class, then fingerprints lacked the ctime
-        return f"{self.layout}-{hashlib.sha256(f'3 {self.path}'.encode()).hexdigest()[:12]}"
+        what = "" if self.dataset == "cifar10" else f"{self.dataset} {self.image_size} "
+        name = f"3 {what}{self.path}".encode("utf-8", "surrogateescape")
+        return f"{self.layout}-{hashlib.sha256(name).hexdigest()[:12]}"
+
+    @property
+    def dataset(self) -> str:
+        """What the `Dataset` is called."""
+        return self.archive.dataset if self.archive else "folders"
+
+    @property
+    def official_archive(self) -> Archive:
+        """The archive of an official source."""
+        assert self.archive is not None
+        return self.archive
 
     def fingerprint(self) -> str:
         """Changes when the source is written anew, whatever its date says; cheap beside reading it.
@@ -53,7 +82,7 @@ class Source:
         """
         if self.layout == "folders":
             return folders.fingerprint_folder(self.path)
-        members = self.archive.members if self.layout == "pickles" else ("",)
+        members = self.official_archive.members if self.layout == "pickles" else ("",)
         stats = [(self.path / name).stat() for name in members if (self.path / name).exists()]
         return " ".join(f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}" for stat in stats)
 
@@ -61,19 +90,24 @@ class Source:
         """Raises InputError unless the official bytes are there, every one of them."""
         assert self.official
         if self.layout == "archive":
-            check_archive(self.path, self.archive)
+            check_archive(self.path, self.official_archive)
         else:
-            check_pickles(self.path, self.archive)
+            check_pickles(self.path, self.official_archive)
 
-    def read(self) -> tuple[Split, Split]:
-        """The training and the test split; raises InputError when anything of them is unsound."""
-        if self.layout == "archive":
-            return read_archive(self.path, self.archive)
-        if self.layout == "pickles":
-            return read_pickles(self.path, self.archive)
+    def read(self) -> Contents:
+        """Everything; raises InputError when anything of it is unsound."""
+        if self.official:
+            read = read_archive if self.layout == "archive" else read_pickles
+            archive = self.official_archive
+            return Contents(*read(self.path, archive), archive.classes)
+        classes = self.archive.classes if self.archive else None
         if self.layout == "folders":
-            return folders.read_folder(self.path, folders.list_folder(self.path))
-        return folders.read_zip(self.path, folders.list_zip(self.path))
+            listing = folders.list_folder(self.path, classes)
+            train, test, resized = folders.read_folder(self.path, listing, self.image_size)
+        else:
+            listing = folders.list_zip(self.path, classes)
+            train, test, resized = folders.read_zip(self.path, listing, self.image_size)
+        return Contents(train, test, listing.classes, resized)
 
 
 def official_sources(root: Path, archive: Archive) -> list[Source]:
@@ -88,30 +122,35 @@ def official_sources(root: Path, archive: Archive) -> list[Source]:
     return found
 
 
-def find_sources(root: Path, archive: Archive) -> list[Source]:
+def find_sources(
+    root: Path, archive: Archive | None, image_size: int | None = None
+) -> list[Source]:
     """What a root given by a person holds, unchecked; more than one only of the official data.
 
     Raises:
-        InputError: nothing is there that could be CIFAR-10.
+        InputError: nothing is there that could be it.
     """
     if root.is_file():
         if folders.is_zip(root):
-            return [Source("zip", root, archive)]
-        if root.name == archive.name or root.name.endswith((".tar.gz", ".tgz")):
+            return [Source("zip", root, archive, image_size)]
+        named = archive and (root.name == archive.name or root.name.endswith((".tar.gz", ".tgz")))
+        if archive and named:
             return [Source("archive", root, archive)]
-        raise InputError(
-            f"{root}: is neither {archive.name} nor a .zip with train/<class>/ and test/<class>/"
-        )
+        neither = f"is neither {archive.name} nor" if archive else "is not"
+        raise InputError(f"{root}: {neither} a .zip with train/<class>/ and test/<class>/")
     if not root.is_dir():
         raise InputError(f"{root}: does not exist; {_wanted(archive)}")
-    if official := official_sources(root, archive):
+    if archive and (official := official_sources(root, archive)):
         return official
     if any((root / split).is_dir() for split in folders.SPLITS):
-        return [Source("folders", root, archive)]
-    raise InputError(f"{root}: holds no CIFAR-10 ({_inside(root)}); {_wanted(archive)}")
+        return [Source("folders", root, archive, image_size)]
+    title = archive.title if archive else "class folders"
+    raise InputError(f"{root}: holds no {title} ({_inside(root)}); {_wanted(archive)}")
 
 
-def _wanted(archive: Archive) -> str:
+def _wanted(archive: Archive | None) -> str:
+    if archive is None:
+        return "data.root must be a folder or a .zip with train/<class>/ and test/<class>/"
     return (
         f"data.root must be a folder with {archive.name}, {archive.folder}/, its batch files, or "
         "train/<class>/ and test/<class>/, or the archive or a .zip itself; unset, the data are "

@@ -322,7 +322,7 @@ function drawConfusion() {
   const its = D.data[dataSet()]?.confusions || [];
   const shown = its[Number($("confusion-of").value) || 0];
   if (!shown) return nothing("confusion-chart", "no saved predictions");
-  const names = shown.counts.length === D.classes.length ? D.classes : shown.counts.map((_, i) => String(i));
+  const names = shown.classes.map(plain);
   const share = shown.counts.map((row) => {
     const total = row.reduce((a, b) => a + b, 0);
     return row.map((count) => (total ? (100 * count) / total : 0));

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cifar_lab import signals
-from cifar_lab.records.record import Record
 from cifar_lab.training.callbacks.checkpoints import Checkpoints, can_go_on_after
 from cifar_lab.training.callbacks.rng import set_rng_state
-from cifar_lab.training.callbacks.timings import Timings
+from cifar_lab.training.callbacks.timings import Timings as TimingsCallback
 from cifar_lab.training.distributed import is_exchange_batch, max_over_processes
 from cifar_lab.training.steps.multistep import SupportsMultistep
 
 
-class KeepRecord(Callback):
-    """Brings run.json up to date after every epoch, on rank zero."""
+class ReportProgress(Callback):
+    """Tells how far a fit is after every epoch.
 
-    def __init__(self, *, record: Record, timings: Timings) -> None:
-        self._record = record
+    Args:
+        report: called with the fields of a record: ``epochs``, ``steps``, ``metrics``, ``timings``.
+        timings: of the fit.
+    """
+
+    def __init__(self, *, report: Callable[..., object], timings: TimingsCallback) -> None:
+        self._report = report
         self._timings = timings
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,7 +37,7 @@ class KeepRecord(Callback):
         self._update(trainer)
 
     def _update(self, trainer: Trainer) -> None:
-        self._record.update(
+        self._report(
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
             metrics=metrics_of(trainer),

@@ -47,7 +47,7 @@ class ModelOverview(Callback):
                 board.experiment.add_text("configuration", as_text(pl_module.hparams["config"]), 0)
             _add_filters(board, network, 0)
             if self._graph:
-                _add_graph(board, network)
+                _add_graph(board, network, trainer.datamodule.dataset.image_size)  # type: ignore[attr-defined]  # ours
             _save(board)
 
     @rank_zero_only
@@ -108,9 +108,9 @@ def _save(board: TensorBoard) -> None:
         board.save()
 
 
-def _add_graph(board: TensorBoard, network: nn.Module) -> None:
+def _add_graph(board: TensorBoard, network: nn.Module, size: tuple[int, ...]) -> None:
     try:
-        traced, images = _traced(network)
+        traced, images = _traced(network, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             board.experiment.add_graph(traced, images)  # as it is: tracing it again is a no-op
@@ -118,11 +118,11 @@ def _add_graph(board: TensorBoard, network: nn.Module) -> None:
         log.debug("no network graph for TensorBoard: %s", error)
 
 
-def _traced(network: nn.Module) -> tuple[torch.jit.ScriptModule, Tensor]:
+def _traced(network: nn.Module, size: tuple[int, ...]) -> tuple[torch.jit.ScriptModule, Tensor]:
     # of a copy: a hook, a compiled forward or running statistics of the original stay untouched
     copied = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     dtype = next((p.dtype for p in copied.parameters()), torch.float32)
-    images = torch.zeros(1, 3, 32, 32, dtype=dtype)
+    images = torch.zeros(1, *size, dtype=dtype)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # add_graph knows no other way than torch.jit.trace, which torch has deprecated
         warnings.simplefilter("ignore")

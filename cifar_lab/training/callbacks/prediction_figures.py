@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_lab.data.classes import class_names
 from cifar_lab.training.lightning_internals import datamodule_of, logged_step
 from cifar_lab.training.loggers.tensorboard import decoration
 
@@ -26,9 +25,9 @@ WORST = 36  # six rows of six can still be read on a laptop
 FEW, MANY = 20, 100  # classes whose counts, and whose names, can be read
 _COLUMNS = 6
 _DPI = 110
-# Of a mistake, in the image's own pixels: width and height with its caption, of which caption.
+# Of a mistake, in 32nds of the image's side: width and height with its caption, of which caption.
 _CELL, _CAPTION = (44, 48), 15
-_ZOOM = 4  # screen pixels per pixel of the image
+_ZOOM = 4  # screen pixels per 32nd
 _CELL_INCHES = (_ZOOM * _CELL[0] / _DPI, _ZOOM * _CELL[1] / _DPI)
 _HEAD_INCHES = 0.6
 # Okabe and Ito's blue and vermilion: told apart with any of the common colour blindnesses
@@ -62,7 +61,7 @@ def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoar
     if not len(labels):
         return
     dataset = datamodule_of(trainer).dataset
-    names = class_names(dataset)
+    names = dataset.classes
     matrix = confusion_matrix(logits, labels)
     drawings: dict[str, Callable[[], Figure]] = {
         "test/confusion_matrix": lambda: draw_confusion_matrix(matrix, names),
@@ -132,10 +131,11 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> 
     if len(classes) <= MANY:
         ticks = range(len(classes))
         size = _name_size(len(classes))
+        names = [_plain(name) for name in classes]
         axes.set_xticks(
-            ticks, classes, rotation=40, ha="right", rotation_mode="anchor", fontsize=size
+            ticks, names, rotation=40, ha="right", rotation_mode="anchor", fontsize=size
         )
-        axes.set_yticks(ticks, classes, fontsize=size)
+        axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     total, correct = int(matrix.sum()), int(np.trace(matrix))
@@ -159,7 +159,7 @@ def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -
     axes.barh(range(len(order)), values, color=_BLUE, height=0.7)
     axes.set_yticks([])
     if len(order) <= MANY:
-        names = [classes[index] for index in order]
+        names = [_plain(classes[index]) for index in order]
         axes.set_yticks(range(len(order)), names, fontsize=_name_size(len(order)))
     if len(order) <= FEW:
         for place, value in enumerate(values):
@@ -183,8 +183,8 @@ def draw_worst_mistakes(
     One image with captions: 36 axes take eight times as long to draw.
 
     Args:
-        images: (M, 3, 32, 32), of which the first N belong to the logits.
-        logits: (N, 10).
+        images: (M, 3, S, S), of which the first N belong to the logits.
+        logits: (N, C).
         labels: (N,) int64.
     """
     worst = worst_mistakes(logits, labels, WORST)
@@ -212,16 +212,23 @@ def draw_worst_mistakes(
         va="center",
         size=12,
     )
-    axes.imshow(_sheet(images, worst, rows), interpolation="nearest", aspect="auto")
+    side = images.shape[-1]
+    nearest = side <= 32 * _ZOOM  # what is drawn smaller than it is needs the mean of its pixels
+    axes.imshow(
+        _sheet(images, worst, rows),
+        interpolation="nearest" if nearest else "antialiased",
+        aspect="auto",
+    )
+    width, height, caption = (side * part / 32 for part in (*_CELL, _CAPTION - 1.5))
     probabilities = logits[worst].softmax(1)
     for place, index in enumerate(worst):
         row, column = divmod(place, _COLUMNS)
         guess = int(probabilities[place].argmax())
         axes.text(
-            (column + 0.5) * _CELL[0] - 0.5,
-            row * _CELL[1] + _CAPTION - 1.5,
-            f"{classes[int(labels[index])]} →\n"
-            f"{classes[guess]} {100 * float(probabilities[place, guess]):.0f} %",
+            (column + 0.5) * width - 0.5,
+            row * height + caption,
+            f"{_plain(classes[int(labels[index])])} →\n"
+            f"{_plain(classes[guess])} {100 * float(probabilities[place, guess]):.0f} %",
             ha="center",
             va="bottom",
             fontsize=10,
@@ -230,13 +237,22 @@ def draw_worst_mistakes(
 
 
 def _sheet(images: NDArray[np.uint8], chosen: Sequence[int], rows: int) -> NDArray[np.uint8]:
-    """(rows * 48, columns * 44, 3): the images in cells, with white room for a caption above."""
-    sheet = np.full((rows * _CELL[1], _COLUMNS * _CELL[0], 3), 255, np.uint8)
+    """(rows * 48, columns * 44, 3) of images of 32x32, else in proportion: the images in cells,
+    with white room for a caption above.
+    """
+    side = images.shape[-1]
+    width, height, caption = (round(side * part / 32) for part in (*_CELL, _CAPTION))
+    sheet = np.full((rows * height, _COLUMNS * width, 3), 255, np.uint8)
     for place, index in enumerate(chosen):
         row, column = divmod(place, _COLUMNS)
-        top, left = row * _CELL[1] + _CAPTION, column * _CELL[0] + (_CELL[0] - 32) // 2
-        sheet[top : top + 32, left : left + 32] = images[index].transpose(1, 2, 0)
+        top, left = row * height + caption, column * width + (width - side) // 2
+        sheet[top : top + side, left : left + side] = images[index].transpose(1, 2, 0)
     return sheet
+
+
+def _plain(name: str) -> str:
+    """A class's name as text: between two dollars matplotlib reads mathematics."""
+    return name.replace("$", r"\$")
 
 
 def rendered(figure: Figure) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ def prepare(
     """Sets the memory format and compiles, both in place: the checkpoint's keys stay the same.
 
     Args:
-        network: images (B, 3, 32, 32) -> logits.
+        network: images (B, 3, H, W) -> logits.
         device: cuda, mps or cpu.
         channels_last: for convolutions; MPS is left alone, whose kernels want contiguous images,
             and so is a network on a CPU that oneDNN would write out of bounds with.

@@ -153,6 +153,7 @@ def test_batches_come_in_the_memory_format_asked_for() -> None:
 
 def test_mixed_samples_come_with_probabilities() -> None:
     pipeline = Pipeline(transforms={"cutmix": CutMix(alpha=1.0, p=1.0)})
+    pipeline.num_classes = 10
     loader = make_loader(count=10, pipeline=pipeline)
     loader._labels %= 10
     _, labels = next(iter(loader))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_lab.data.dataset import Split
+from cifar_lab.data.dataset import CLASSES, Split
 from cifar_lab.data.fetch.folders import (
     fingerprint_folder,
     list_folder,
@@ -27,7 +27,9 @@ from tests.data.conftest import Folders
 
 
 def read(root: Path) -> tuple[Split, Split]:
-    return read_folder(root, list_folder(root))
+    train, test, resized = read_folder(root, list_folder(root, CLASSES))
+    assert resized == 0
+    return train, test
 
 
 def zipped(root: Path, path: Path, top: str = "") -> Path:
@@ -61,7 +63,7 @@ def test_zip_gives_what_its_folders_give(class_folders: Folders, tmp_path: Path,
         archive.writestr(f"__MACOSX/{top}train/cat/._0001.png", b"")
         archive.writestr(f"{top}train/cat/.DS_Store", b"")
         archive.writestr(f"{top}README.md" if top else "train.md", b"")
-    assert_same(read_zip(path, list_zip(path)), class_folders)
+    assert_same(read_zip(path, list_zip(path, CLASSES))[:2], class_folders)
 
 
 def test_jpeg_is_what_pillow_decodes(class_folders: Folders) -> None:
@@ -76,32 +78,32 @@ def test_jpeg_is_what_pillow_decodes(class_folders: Folders) -> None:
 def test_nine_classes_name_the_missing_one(class_folders: Folders, split: str) -> None:
     shutil.rmtree(class_folders.root / split / "frog")
     with pytest.raises(InputError, match=f"{split}: lacks frog"):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
 
 
 def test_renamed_class_names_both(class_folders: Folders, tmp_path: Path) -> None:
     (class_folders.root / "train/frog").rename(class_folders.root / "train/toad")
     with pytest.raises(InputError, match=r"train: lacks frog and has unknown toad"):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
     path = zipped(class_folders.root, tmp_path / "images.zip")
     with pytest.raises(InputError, match=re.escape(f"{path}!train: lacks frog and has unknown")):
-        list_zip(path)
+        list_zip(path, CLASSES)
 
 
 def test_eleventh_class_is_named(class_folders: Folders) -> None:
     shutil.copytree(class_folders.root / "test/frog", class_folders.root / "test/toad")
     with pytest.raises(InputError, match=r"test: has unknown toad; it must hold exactly"):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
 
 
 def test_missing_split_and_empty_class_are_named(class_folders: Folders) -> None:
     for file in (class_folders.root / "test/ship").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="test/ship: holds no image"):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
     shutil.rmtree(class_folders.root / "test")
     with pytest.raises(InputError, match="test: is missing"):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_unsound_image_is_named_on_disk_and_in_a_zip(
     assert str(caught.value).startswith(f"{class_folders.root}/train/deer/9.png: {reason}")
     path = zipped(class_folders.root, tmp_path / "images.zip", "top/")
     with pytest.raises(InputError) as caught:
-        read_zip(path, list_zip(path))
+        read_zip(path, list_zip(path, CLASSES))
     assert str(caught.value).startswith(f"{path}!top/train/deer/9.png: {reason}")
     assert "\n" not in str(caught.value)
 
@@ -165,17 +167,17 @@ def test_stray_file_is_named(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"stray")
     with pytest.raises(InputError, match=re.escape(f"{class_folders.root}/{named}: ")):
-        list_folder(class_folders.root)
+        list_folder(class_folders.root, CLASSES)
     archive = zipped(class_folders.root, tmp_path / "images.zip")
     with pytest.raises(InputError, match=re.escape(f"{archive}!{stray}")):
-        list_zip(archive)
+        list_zip(archive, CLASSES)
 
 
 def test_truncated_zip_is_named(class_folders: Folders, tmp_path: Path) -> None:
     path = zipped(class_folders.root, tmp_path / "images.zip")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=re.escape(f"{path}: is no whole .zip")):
-        list_zip(path)
+        list_zip(path, CLASSES)
 
 
 def test_changed_byte_inside_a_zip_names_the_image(class_folders: Folders, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_changed_byte_inside_a_zip_names_the_image(class_folders: Folders, tmp_p
     content[offset] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=re.escape("!test/dog/0005.png: is no readable")):
-        read_zip(path, list_zip(path))
+        read_zip(path, list_zip(path, CLASSES))
 
 
 def test_fingerprint_sees_every_change_of_an_image_and_nothing_else(

@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from cifar_lab.data.dataset import digest_of, split_digest
+from cifar_lab.data.fetch.archive import OFFICIAL
 from cifar_lab.data.fetch.cache import Entry, cache_folder
-from cifar_lab.data.fetch.locate import open_cifar10, verify_cache
+from cifar_lab.data.fetch.locate import open_official, verify_cache
 from cifar_lab.errors import InputError
 from tests.data.conftest import Fake, Folders, OpenFake, Serve
 
@@ -210,7 +211,9 @@ def test_offline_opens_no_socket_and_names_every_way_out(
 def test_public_entry_refuses_what_is_not_official(fake: Fake, tmp_path: Path) -> None:
     root = fake.write_pickles(tmp_path / "data")
     with pytest.raises(InputError, match="c99cafc152244af753f735de768cd75f"):
-        open_cifar10(root=str(root), cache=None, offline=True, sources=[], min_rate=0, stall_s=1)
+        open_official(
+            OFFICIAL, root=str(root), cache=None, offline=True, sources=[], min_rate=0, stall_s=1
+        )
 
 
 # --- the cache -------------------------------------------------------------------------------
@@ -406,17 +409,17 @@ def test_verify_says_ok_rebuilt_or_why_not(
     kept = open_fake(fake.write_pickles(tmp_path / "data")).entry
     folders = open_fake(class_folders.root).entry
     names = {kept.name, folders.name}
-    states = dict(verify_cache(cache=None, archive=fake.archive))
+    states = dict(verify_cache(cache=None, archives=[fake.archive]))
     assert states == dict.fromkeys(names, "ok")
     flip_byte(kept / "train.bin")
     flip_byte(folders / "train.bin")
-    states = dict(verify_cache(cache=None, archive=fake.archive))
+    states = dict(verify_cache(cache=None, archives=[fake.archive]))
     assert states == dict.fromkeys(names, "rebuilt")
     flip_byte(kept / "train.bin")
     flip_byte(folders / "train.bin")
     shutil.rmtree(tmp_path / "data")
     shutil.rmtree(class_folders.root)
-    states = dict(verify_cache(cache=None, archive=fake.archive))
+    states = dict(verify_cache(cache=None, archives=[fake.archive]))
     assert states.keys() == names
     for state in states.values():
         assert state.startswith("damaged: train.bin does not have the SHA-256")

@@ -34,6 +34,7 @@ COMMAND = (
     "trainer.limit_train_batches=10",
     "trainer.limit_test_batches=10",
     "callbacks=checkpoints",
+    "monitors=none",
     "threads=1",
     "seed=7",
 )

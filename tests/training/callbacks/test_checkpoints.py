@@ -162,7 +162,8 @@ def test_generators_put_back_draw_what_they_would_have_drawn() -> None:
 def test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one(
     monkeypatch: pytest.MonkeyPatch, had: bool, has: bool
 ) -> None:
-    then, now = torch.arange(16, dtype=torch.uint8), []
+    then = torch.arange(16, dtype=torch.uint8)
+    now: list[torch.Tensor] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: had)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: then)
     monkeypatch.setattr(torch.cuda, "set_rng_state", now.append)

@@ -97,7 +97,8 @@ def check_renamed(override: str) -> None:
         if key == before or key.startswith(f"{before}."):
             changed = f"{prefix}{now}{key.removeprefix(before)}{equals}{value}"
             raise InputError(f"{override}: is called {changed} now")
-        if key == "callbacks" and f"callbacks.{value}" == before:
+        options = value.strip("[]").split(",") if key == "callbacks" else ()
+        if any(f"callbacks.{option.strip()}" == before for option in options):
             option = now.removeprefix("monitors.")
             raise InputError(f"{override}: is called monitors={option} now, beside callbacks=...")
 

@@ -84,12 +84,12 @@ def _check_trainer(config: dict[str, Any]) -> None:
         )
     bar = any(_is_bar(node) for node in (config["monitors"] or {}).values())
     wants = trainer.get("enable_progress_bar")
-    if wants is not None and wants != bar:
+    if isinstance(wants, bool) and wants != bar:
         instead_of = "add monitors=progress" if wants else "~monitors.progress leaves it out"
         raise InputError(f"trainer.enable_progress_bar={json.dumps(wants)}: {instead_of}")
     keeps = bool((config["callbacks"] or {}).get("checkpoints"))
     wants = trainer.get("enable_checkpointing")
-    if wants is not None and wants != keeps:
+    if isinstance(wants, bool) and wants != keeps:
         instead_of = (
             "add callbacks=checkpoints" if wants else "~callbacks.checkpoints leaves it out"
         )

@@ -153,8 +153,8 @@ class Classifier(LightningModule):
     def _step_by_epoch(self) -> None:
         """Steps a schedule of the epoch, before the epoch's checkpoint is written.
 
-        Lightning does it after that (2.6.6, _FitLoop.on_advance_end), and a run that is continued
-        from there would have one step fewer.
+        Lightning steps on a plateau after that (2.6.6, _FitLoop.on_advance_end): a run that is
+        continued from there would have one step fewer.
         """
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(self._schedule, TorchSchedule)

@@ -136,7 +136,9 @@ def _words(where: str, settings: Any) -> list[str]:
 
 
 def _shown(words: Any) -> str:
-    return f"[{','.join(map(str, words))}]" if isinstance(words, list) else str(words)
+    if isinstance(words, list):
+        return f"[{','.join(map(str, words))}]"
+    return "null" if words is None else str(words)
 
 
 def _fits(word: str, name: str, role: str) -> bool:

@@ -134,6 +134,11 @@ class TorchSchedule:
         interval = node.get("interval") or ("step" if takes_length else "epoch")
         if interval not in ("step", "epoch"):
             raise InputError(f"interval={interval}: must be step or epoch")
+        if node.get("last_epoch", -1) != -1:
+            raise InputError(
+                f"last_epoch={node['last_epoch']}: a run begins with its first epoch, and one that "
+                "goes on finds its place in its checkpoint; leave it out"
+            )
         monitor = node.get("monitor")
         on_plateau = inspect.isclass(target) and issubclass(target, ReduceLROnPlateau)
         if on_plateau and interval == "step":

@@ -130,7 +130,7 @@ REFUSED = [
     (["+trainer.min_epochs=9"], "trainer.min_epochs=9: must be at most max_epochs", ""),
     *[
         ([spelling.format(g=group)], f"{spelling.format(g=group)}: a run needs one", group)
-        for group in ("data", "model", "loss", "optimizer", "scheduler", "trainer")
+        for group in ("data", "model", "loss", "optimizer", "trainer")
         for spelling in ("{g}=null", "~{g}")
     ],
     (["optimizer={}"], "optimizer={}: changes nothing", "~optimizer."),
@@ -139,7 +139,8 @@ REFUSED = [
     (["hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: is of a sweep", "add -m"),
     (["hydra/launcher=basic"], "hydra/launcher=basic: is of a sweep", "add -m"),
     (["hydra/sweeper=basic"], "hydra/sweeper=basic: is of a sweep", "add -m"),
-    (["slots=2"], "slots=2: is of a sweep", "add -m"),
+    (["slots=2"], "slots=2: is called sweep.slots=2 now", ""),
+    (["sweep.slots=2"], "sweep.slots=2: is of a sweep", "add -m"),
     (["seed=0,1"], "seed=0,1: several values are a sweep, which needs -m", "seed=[0,1]"),
     (["hydra.mode=multirun"], "hydra.mode=multirun: ", "[RUN, MULTIRUN]"),
     (["hydra.runtime.cwd=x"], "hydra.runtime.cwd=x: Hydra sets it", ""),

@@ -119,6 +119,7 @@ RENAMED = [
     ("++callbacks.grad_norm=null", "++monitors.grad_norm=null"),
     ("callbacks=progress", "monitors=progress"),
     ("callbacks=pictures", "monitors=test_figures"),
+    ("callbacks=[checkpoints,progress]", "monitors=progress"),
 ]
 
 
@@ -214,6 +215,7 @@ REFUSED = {
     "max_time=00:00:00:00": "above 0",
     "val_check_interval=00:01:00:00": "the clock",
     "inference_mode=perhaps": "must be true or false",
+    "enable_progress_bar=perhaps": "must be true or false",
 }
 
 

@@ -92,7 +92,7 @@ def test_without_groups_the_order_is_the_networks(network: nn.Module) -> None:
     ("group", "parts"),
     [
         ({"parameters": "head*"}, ["head*", "norms, biases, filters, weights", "stem"]),
-        ({}, ["parameters=None", "roles"]),
+        ({}, ["parameters=null", "roles"]),
         ({"parameters": []}, ["parameters=[]"]),
         ({"parameters": "fc*", "decay": 0}, ["decay: unknown key", "weight_decay"]),
         ({"parameters": "fc*", "weight_decay": -1}, ["weight_decay=-1", "at least 0"]),

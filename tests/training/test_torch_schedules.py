@@ -145,6 +145,7 @@ WRONG = [
     (torchs("StepLR", "step_size=2", "gama=1"), ["scheduler.gama: unknown key", "gamma"]),
     (torchs("StepLR", "step_size=2", "interval=batch"), ["scheduler.interval=batch", "epoch"]),
     (torchs("StepLR", "step_size=2", "monitor=val/loss"), ["scheduler.monitor=val/loss", "none"]),
+    (torchs("StepLR", "step_size=2", "last_epoch=5"), ["scheduler.last_epoch=5", "leave it out"]),
     (torchs("ReduceLROnPlateau"), ["scheduler.monitor=null", "val/loss"]),
     (
         torchs("OneCycleLR", "max_lr=0.1", "total_steps=5"),

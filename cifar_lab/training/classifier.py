@@ -256,15 +256,18 @@ class Classifier(LightningModule):
             self.trainer.optimizers[0].step()
         torch.clear_autocast_cache()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the sums."""
-        self._loss_and_logits(batch, self._held_out_sums)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Adds one batch to the sums; its logits (B, C) are the ``outputs`` of callbacks' hooks."""
+        _, logits = self._loss_and_logits(batch, self._held_out_sums)
+        return logits
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the sums and keeps its logits."""
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """As `validation_step`, and keeps the logits."""
         _, logits = self._loss_and_logits(batch, self._held_out_sums)
         # a copy: in a CUDA graph the next batch's logits come to lie where these do
-        self._test_outputs.append((logits.to(torch.float32, copy=True), batch[1]))
+        kept = logits.to(torch.float32, copy=True)
+        self._test_outputs.append((kept, batch[1]))
+        return kept
 
     # --- what is read, once a split --------------------------------------------------------------
 

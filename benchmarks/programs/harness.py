@@ -69,6 +69,7 @@ def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
     """The original report's SGD, with torch's own defaults otherwise."""
     group = compose_group("optimizer", ["experiment=report"])
     del group["_partial_"]
+    assert not group.pop("groups", None)  # one group: all parameters alike
     make: Callable[..., torch.optim.Optimizer] = pkgutil.resolve_name(group.pop("_target_"))
     return make(network.parameters(), **group)
 

@@ -15,9 +15,9 @@ import pkgutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, reduction, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TextIO
@@ -82,7 +82,8 @@ def start(
         name: of the process, for its messages.
     """
     tell_data(None)  # else the server would wait for it
-    arguments = (target, argument, dict(environment), None if output is None else str(output))
+    streams = str(output) if output is not None else [_Stream(n) for n in (1, 2) if _is_open(n)]
+    arguments = (target, argument, dict(environment), streams)
     with _importable():
         for last_try in (False, True):
             process = _context().Process(target=enter, args=arguments, name=name)
@@ -103,8 +104,36 @@ def kill(process: ForkServerProcess) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def enter(target: str, argument: Any, environment: Mapping[str, str], output: str | None) -> None:
-    """Where every worker begins; ends with the status that ``target`` returns."""
+class _Stream:
+    """One of this process's streams, to be given to a worker: the server's own may be another."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _duplicated, (self.number, reduction.DupFd(self.number))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _duplicated(number: int, duplicate: Any) -> _Stream:
+    file = duplicate.detach()
+    os.dup2(file, number)
+    os.close(file)
+    return _Stream(number)
+
+
+def enter(target: str, argument: Any, environment: Mapping[str, str], output: object) -> None:
+    """Where every worker begins; ends with the status that ``target`` returns.
+
+    Its streams are the caller's if ``output`` holds those: they are set where it is unpickled.
+    """
     os.setpgid(0, 0)  # so that `kill` reaches the ranks and loaders that a job starts
     _end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -112,7 +141,7 @@ def enter(target: str, argument: Any, environment: Mapping[str, str], output: st
     signals.install()
     os.environ.clear()
     os.environ.update(environment)
-    if output is not None:
+    if isinstance(output, str):
         file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(file, 1)
         os.dup2(file, 2)

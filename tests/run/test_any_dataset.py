@@ -19,7 +19,7 @@ SEVEN = ("rose", "daisy", "$a$ tulip$", "été", "lily of the valley", "10", "9"
 SMALL = (
     *(a for a in TINY if not a.startswith(("data", "model.num", "model.w", "callbacks"))),
     *("data=folders", "data.batch_size=8", "model.num_blocks=[1]", "model.width=4"),
-    *("threads=1", "callbacks=default", "~callbacks.progress"),
+    *("threads=1", "callbacks=default", "monitors=default", "~monitors.progress"),
 )
 
 

@@ -171,6 +171,25 @@ def test_the_fork_server_never_hears_ctrl_c() -> None:
     assert out.split() == ["1", "True"]
 
 
+def test_a_worker_speaks_where_the_one_who_started_it_does_now(tmp_path: Path) -> None:
+    # not where the fork server spoke when it was started, which may be somebody else's
+    out = in_a_process_of_its_own(
+        "import os\n"
+        "from cifar_lab.sweep import process\n"
+        "def say(word):\n"
+        "    process.start('builtins:print', word, environment=os.environ).join()\n"
+        "say('before')\n"
+        f"file = os.open({str(tmp_path / 'out')!r}, os.O_WRONLY | os.O_CREAT)\n"
+        "os.dup2(file, 1)\n"
+        "say('after')\n"
+        "os.close(1)\n"
+        "say('closed')\n"
+    )
+    assert "before" in out
+    assert "after" not in out
+    assert (tmp_path / "out").read_text() == "after\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the supervisor's pipe must do")
 def test_a_worker_whose_server_died_at_once_ends_too() -> None:
     # killed between the fork and the worker's request for a signal: no signal would ever come

@@ -119,8 +119,6 @@ def fit_and_test(
     checkpoints = _add_callbacks(parts, report, timings, watch, run_dir)
     singly = classifier.wants_single_steps
     multistep = arrange(trainer, data, parts.steps_per_call, singly=singly)
-    if parts.cuda_graph and multistep is None:
-        log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
     classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     with signals.deferred():

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -255,6 +257,26 @@ class Classifier(LightningModule):
         if self.trainer.accumulate_grad_batches > 1:
             loss = loss * window_weight(self.trainer)
         super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and a fused optimizer's gradients under bf16-mixed too.
+
+        Lightning refuses those (2.6.6, MixedPrecision.clip_gradients), for a fused step takes the
+        scaler's factor out itself, after the clipping; bfloat16 has no scaler.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     def _capturable_step(self, images: Tensor, labels: Tensor) -> None:
         """`_eager_step` for a `GraphedStep`: nothing in it changes in Python between steps."""

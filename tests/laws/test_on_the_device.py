@@ -177,5 +177,7 @@ def test_the_law_sees_what_waits_and_what_is_elsewhere() -> None:
         assert len(waits.found) == 1, reason
         assert reason in waits.found[0]
     for refused in (lambda: there + here, there.nonzero, there.sum().item):
-        with pytest.raises((RuntimeError, DynamicOutputShapeException, DataDependentOutputException)):
+        with pytest.raises(
+            (RuntimeError, DynamicOutputShapeException, DataDependentOutputException)
+        ):
             refused()

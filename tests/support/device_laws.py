@@ -178,9 +178,7 @@ def meta_device() -> Iterator[None]:
     yes: Callable[..., bool] = lambda *_, **__: True  # noqa: E731  # asks the device for a sum
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "autocast", on_cpu)
-        patch.setattr(
-            module, "_get_fused_kernels_supported_devices", lambda: [*known(), "meta"]
-        )
+        patch.setattr(module, "_get_fused_kernels_supported_devices", lambda: [*known(), "meta"])
         for loop in ("fit_loop", "evaluation_loop"):
             patch.setattr(f"lightning.pytorch.loops.{loop}.has_len_all_ranks", yes)
         yield

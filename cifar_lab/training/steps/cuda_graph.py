@@ -115,7 +115,7 @@ class GraphedStep:
 
     def _replay_step(self, images: Tensor, labels: Tensor) -> None:
         if self._replay is None:
-            self._inputs = inputs = (torch.empty_like(images), torch.empty_like(labels))
+            self._inputs = inputs = (images.clone(), labels.clone())
             self._optimizer.zero_grad()
             self._replay = self.capture(lambda: self._run(*inputs, capturing=True))
             self._gradients = [p.grad for p in self._parameters()]

@@ -274,7 +274,7 @@ def accelerator(name: str) -> str:
     import torch
 
     def there(kind: str) -> bool:
-        return (torch.cuda if kind == "cuda" else torch.backends.mps).is_available()
+        return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
 
     found = next((kind for kind in kinds[name] if there(kind)), None)
     if found is None and name != "auto":

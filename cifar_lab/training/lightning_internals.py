@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -56,17 +57,16 @@ def cuda_left_alone(trainer: Trainer) -> Iterator[None]:
     To keep them Lightning starts CUDA on every GPU it finds (_run_stage calls isolate_rng), also
     for a run on the CPU, and where there is no sanity check.
     """
-    from lightning.pytorch.trainer import trainer as module
-
+    module: Any = import_module("lightning.pytorch.trainer.trainer")
     if trainer.strategy.root_device.type == "cuda" and trainer.num_sanity_val_steps:
         yield
         return
     original = module.isolate_rng
-    vars(module)["isolate_rng"] = partial(original, include_cuda=False)
+    module.isolate_rng = partial(original, include_cuda=False)
     try:
         yield
     finally:
-        vars(module)["isolate_rng"] = original
+        module.isolate_rng = original
 
 
 # --- where the training loop is -------------------------------------------------------------------

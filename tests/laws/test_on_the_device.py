@@ -6,7 +6,7 @@ refused as CUDA refuses them. Backward passes want a real device; those are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,13 @@ def test_forward_loss_and_metrics_are_on_the_device(
 @pytest.mark.usefixtures("fake")
 def test_the_law_sees_what_waits_and_what_is_elsewhere() -> None:
     there, here = torch.ones(3, device=CUDA), torch.ones(3)
-    for what, reason in (
+    cases: tuple[tuple[Callable[[], Any], str], ...] = (
         (lambda: there.cpu(), "copies to the host"),
         (lambda: here.to(CUDA), "copies from pageable memory"),
         (lambda: torch.tensor(5, device=CUDA), "copies from pageable memory"),
         (lambda: there.copy_(here), "copies from pageable memory"),
-    ):
+    )
+    for what, reason in cases:
         with Waits("cuda") as waits:
             what()
         assert len(waits.found) == 1, reason

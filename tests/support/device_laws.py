@@ -43,7 +43,7 @@ class Waits(TorchDispatchMode):
     """
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.device = device
         self.found: list[str] = []
         self.operators: Counter[str] = Counter()

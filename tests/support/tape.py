@@ -8,7 +8,7 @@ not asked again, so numbers and choices that it made are those of the recording.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Tape(TorchDispatchMode):
     """Records while it is entered; `replay` repeats."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self._calls: list[tuple[Any, Any, dict[str, Any], list[tuple[int, Tensor]]]] = []
         self._made: dict[int, Tensor] = {}  # kept alive: no memory is used twice
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
@@ -79,9 +79,10 @@ class Taped(GraphedStep):
     recordings = 0
     replays = 0
 
-    def on_side_stream(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def on_side_stream(self) -> Iterator[None]:
         """There is one stream."""
-        return nullcontext()
+        yield
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """Records on a `Tape`."""

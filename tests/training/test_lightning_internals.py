@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -393,13 +394,16 @@ def test_a_fit_asks_for_no_state_of_cudas_generators(
     monkeypatch: pytest.MonkeyPatch,
     fails: bool,
 ) -> None:
-    from lightning.pytorch.trainer import trainer as module
-
+    module = import_module("lightning.pytorch.trainer.trainer")
     original, trainer = module.isolate_rng, make_trainer(max_epochs=1)
+
+    def refuse(batch: int) -> None:
+        raise ZeroDivisionError
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: pytest.fail("asked"))
     if fails:
-        toy.before_step = lambda batch: 1 // 0
+        toy.before_step = refuse
         with pytest.raises(ZeroDivisionError), internals.cuda_left_alone(trainer):
             trainer.fit(toy, toy_data())
     else:

@@ -381,7 +381,8 @@ def test_logits_are_kept_as_they_were_in_float32_on_every_test_anew(tmp_path: Pa
 
 
 def test_all_weights_are_looked_at_in_one_read(tmp_path: Path) -> None:
-    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)))
+    layers = [nn.Linear(4, 4) for _ in range(20)]
+    network = nn.Sequential(*layers)
     fit = Fit(tmp_path, network=network)
     classifier = fit.classifier
     classifier.trainer = fit.trainer
@@ -392,7 +393,7 @@ def test_all_weights_are_looked_at_in_one_read(tmp_path: Path) -> None:
     waits.found.clear()
     for value, dtype in ((math.nan, torch.float32), (math.inf, torch.float32), (1e38, None)):
         with torch.no_grad():
-            network[7].bias[2] = value
+            layers[7].bias[2] = value
         if dtype is None:
             classifier.assert_finite()  # large, and its square infinite
         else:

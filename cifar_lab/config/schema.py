@@ -28,6 +28,14 @@ class Compile(Enum):
     max = "max"
 
 
+class MatmulPrecision(Enum):
+    """How exactly float32 matrices are multiplied: torch.set_float32_matmul_precision."""
+
+    highest = "highest"
+    high = "high"
+    medium = "medium"
+
+
 # What conf/trainer leaves at Lightning's own defaults: known without a +, and no part of a run's
 # resolved configuration until it is given another value.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -96,6 +104,7 @@ class Root:
     threads: int | None = MISSING
     channels_last: bool = MISSING
     compile: Compile = MISSING
+    matmul_precision: MatmulPrecision = MISSING
     cuda_graph: bool = MISSING
     steps_per_call: int | None = MISSING
     resume: Resume = MISSING

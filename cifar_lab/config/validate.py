@@ -255,7 +255,9 @@ def _present(kind: str) -> int:
 
     import torch
 
-    return {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": max(2, os.cpu_count() or 1)}[kind]
+    if kind == "cuda":  # no other kind asks CUDA for anything: a CPU run leaves the GPU alone
+        return torch.cuda.device_count()
+    return 1 if kind == "mps" else max(2, os.cpu_count() or 1)
 
 
 def accelerator(name: str) -> str:
@@ -264,23 +266,22 @@ def accelerator(name: str) -> str:
     Raises:
         InputError: this machine has none, or there is no such kind.
     """
+    kinds = {"auto": ("cuda", "mps"), "gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}
+    if name == "cpu":
+        return "cpu"  # without a look at others: each job of a sweep on the CPU would start CUDA
+    if name not in kinds:
+        raise InputError(f"trainer.accelerator={name}: must be one of {', '.join((*kinds, 'cpu'))}")
     import torch
 
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    found = {
-        "auto": "cuda" if cuda else "mps" if mps else "cpu",
-        "gpu": "cuda" if cuda else "mps" if mps else "",
-        "cuda": "cuda" if cuda else "",
-        "mps": "mps" if mps else "",
-        "cpu": "cpu",
-    }
-    if name not in found:
-        raise InputError(f"trainer.accelerator={name}: must be one of {', '.join(found)}")
-    if not found[name]:
+    def there(kind: str) -> bool:
+        return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+
+    found = next((kind for kind in kinds[name] if there(kind)), None)
+    if found is None and name != "auto":
         raise InputError(
             f"trainer.accelerator={name}: this machine has none; use trainer.accelerator=auto"
         )
-    return found[name]
+    return found or "cpu"
 
 
 def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -> None:
@@ -324,12 +325,16 @@ def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
 def _check_precision(precision: str, kind: str) -> None:
     import torch
 
-    lacking = {
-        "cpu": ("16", "transformer-engine"),
-        "mps": ("64", "bf16", "transformer-engine"),
-        "cuda": () if kind != "cuda" or torch.cuda.is_bf16_supported() else ("bf16",),
-    }[kind]
-    if precision.startswith(lacking):
+    if kind == "cuda":
+        # the question starts CUDA: asked where the answer matters
+        lacks = precision.startswith("bf16") and not torch.cuda.is_bf16_supported()
+    else:
+        lacking = {
+            "cpu": ("16", "transformer-engine"),
+            "mps": ("64", "bf16", "transformer-engine"),
+        }
+        lacks = precision.startswith(lacking[kind])
+    if lacks:
         advice = {"cpu": "32-true, 64-true or bf16-mixed", "mps": "32-true or 16-mixed"}
         raise InputError(
             f"trainer.precision={precision}: this device ({kind}) lacks it; "

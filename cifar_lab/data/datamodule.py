@@ -50,6 +50,7 @@ class DataModule(LightningDataModule, ABC):
         channels_last: memory format of the images; contiguous on MPS all the same.
         augment: of the training images.
         seed: of training order and augmentation.
+        eval_batch_size: images of a batch in validation and test; None: `batch_size`.
     """
 
     batch_size: int
@@ -64,6 +65,7 @@ class DataModule(LightningDataModule, ABC):
     channels_last: bool
     augment: Pipeline
     seed: int
+    eval_batch_size: int | None = None
 
     # by `source`: what a sweep's server has opened for its jobs; empty in a run of its own
     inherited: ClassVar[dict[str, Dataset]] = {}
@@ -71,6 +73,8 @@ class DataModule(LightningDataModule, ABC):
     def __post_init__(self) -> None:
         super().__init__()
         check_whole("data.batch_size", self.batch_size, 1)
+        if self.eval_batch_size is not None:
+            check_whole("data.eval_batch_size", self.eval_batch_size, 1)
         if not (isinstance(self.val_size, float) and 0 <= self.val_size < 1):
             check_whole("data.val_size", self.val_size, 0)
         check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
@@ -228,9 +232,8 @@ class DataModule(LightningDataModule, ABC):
         self, split: Literal["train", "test"], rows: NDArray[np.int64]
     ) -> BatchLoader:
         # not sharded: metrics are then exact, and the same in every process
-        share = Share(
-            count=len(rows), batch_size=self.batch_size, drop_last=False, rank=0, world_size=1
-        )
+        size = self.eval_batch_size or self.batch_size
+        share = Share(count=len(rows), batch_size=size, drop_last=False, rank=0, world_size=1)
         none = Pipeline(transforms={})
         return self._batch_loader(split, rows, share, pipeline=none, shuffle=False)
 

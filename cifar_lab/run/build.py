@@ -63,6 +63,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     from cifar_lab.training.fit import Parts
     from cifar_lab.training.library_logging import route_library_logging
     from cifar_lab.training.steps.compile import prepare
+    from cifar_lab.training.steps.cuda_graph import check_calls
 
     route_library_logging()
     kind = check_devices(resolved["trainer"], resolved["optimizer"])
@@ -70,6 +71,8 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     check_processes(resolved["trainer"], kind, processes.find())
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    # always: several runs may follow each other in one process
+    torch.set_float32_matmul_precision(cfg.matmul_precision.name)
     optimizer, schedule = build_optimizer(cfg), build_schedule(cfg)
     data = build_data(cfg)
     compatibility.check(resolved)
@@ -85,7 +88,6 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         device=kind,
         channels_last=cfg.channels_last,
         mode=cfg.compile.name,
-        graphs=not cfg.cuda_graph,
     )
     data.channels_last = data.channels_last and channels_last
     classifier = Classifier(
@@ -99,6 +101,9 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     data.check_world_size(trainer.world_size)
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
+    if cfg.cuda_graph:
+        singly = classifier.wants_single_steps
+        check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
     return Parts(
         trainer=trainer,
         classifier=classifier,

@@ -313,7 +313,13 @@ def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list
         count = max(1, min(per_device or default, most))
         return [Slot(findings.kind, {}) for _ in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(findings.devices)]
+    named = visible.split(",") if visible else [str(i) for i in range(findings.devices)]
+    # CUDA looks no further than the first name that is no GPU of the machine
+    names = [name.strip() for name in named[: findings.devices]]
+    if len(names) < len(named):
+        _print_warnings(
+            [f"CUDA_VISIBLE_DEVICES={visible}: CUDA finds {len(names)} of these {len(named)} GPUs"]
+        )
     size = findings.per_job
     if size > len(names):
         raise InputError(f"trainer.devices={size}: this machine shows {len(names)} GPU(s)")

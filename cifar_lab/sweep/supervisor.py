@@ -172,7 +172,8 @@ class Supervisor:
         before = record_of(job.run_dir)
         job.epochs_at_start = 0 if before is None else before.epochs
         point = job.point
-        task = Task(point.cfg, point.overrides, job.run_dir, point.images)
+        on_gpus = "CUDA_VISIBLE_DEVICES" in slot.environment
+        task = Task(point.cfg, point.overrides, job.run_dir, point.images, on_gpus)
         worker = process.start(
             RUN_JOB,
             task,

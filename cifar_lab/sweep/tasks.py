@@ -77,9 +77,17 @@ class Findings:
 
 @dataclass(frozen=True)
 class Task:
-    """One job: composed, the folder it runs in, and the digest of the images it is to run on."""
+    """One job.
+
+    Attributes:
+        cfg: composed.
+        run_dir: the folder it runs in.
+        images: the digest of those that it is to run on.
+        on_gpus: whether its place is one on GPUs.
+    """
 
     cfg: DictConfig
     overrides: tuple[str, ...]
     run_dir: Path
     images: str
+    on_gpus: bool = False

@@ -74,7 +74,7 @@ def check(request: Check) -> int:
         except Exception as error:  # what no check foresees is wrong all the same
             wrong.append((index, first_line(f"{type(error).__name__}: {error}")))
     kind = "cuda" if "cuda" in kinds else kinds[0] if kinds else "cpu"
-    count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}[kind]
+    count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind != "cuda":
         per_job = 1
     if wrong:
@@ -178,6 +178,8 @@ def run_job(task: Task) -> int:
         images=task.images or None,
     )
     try:
+        if task.on_gpus:
+            _check_gpu(task.cfg)
         return run(asked)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -203,6 +205,17 @@ def run_job(task: Task) -> int:
             device=platform.machine(),
         )
         return status
+
+
+def _check_gpu(cfg: DictConfig) -> None:
+    """Raises InputError where the job would train on the CPU in a place that is a GPU's."""
+    name = str(cfg.trainer.get("accelerator", "auto"))
+    if name != "cpu" and accelerator(name) == "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES={visible}: the sweep gave this job that GPU, and torch finds "
+            "none there; see nvidia-smi, or set trainer=cpu"
+        )
 
 
 def _register() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +21,7 @@ from cifar_lab.errors import Diverged, InputError
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
+    callbacks_of,
     counted_step,
     datamodule_of,
 )
@@ -26,7 +29,12 @@ from cifar_lab.training.momentum import keep_momentum_defined
 from cifar_lab.training.optimizers import NamedParameters, OptimizerFactory
 from cifar_lab.training.schedules import FactorSchedule, TorchSchedule
 from cifar_lab.training.steps.cuda_graph import GraphedStep
-from cifar_lab.training.steps.multistep import steps_per_call, translate_progress
+from cifar_lab.training.steps.multistep import (
+    SupportsMultistep,
+    followers,
+    steps_per_call,
+    translate_progress,
+)
 
 
 class Classifier(LightningModule):
@@ -82,6 +90,7 @@ class Classifier(LightningModule):
         self._multistep: Multistep | None = None
         self._graphed_step_type: type[GraphedStep] | None = None
         self._graphed_step: GraphedStep | None = None
+        self._followers: list[SupportsMultistep] = []
         self._test_outputs: list[Batch] = []
         self.test_logits = torch.empty(0, 0)
         self.test_labels = torch.empty(0, dtype=torch.int64)
@@ -221,6 +230,8 @@ class Classifier(LightningModule):
                 with counted_step(optimizer):
                     self._graphed_step(images, labels)
             scheduler.step()
+            for callback in self._followers:
+                callback.after_step(self.trainer, self)
         # the number that loggers are given counts steps; Lightning adds one for this call
         add_logged_steps(self.trainer, batches_in(batch) - 1)
         return None
@@ -246,6 +257,26 @@ class Classifier(LightningModule):
         if self.trainer.accumulate_grad_batches > 1:
             loss = loss * window_weight(self.trainer)
         super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, and a fused optimizer's gradients under bf16-mixed too.
+
+        Lightning refuses those (2.6.6, MixedPrecision.clip_gradients), for a fused step takes the
+        scaler's factor out itself, after the clipping; bfloat16 has no scaler.
+        """
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     def _capturable_step(self, images: Tensor, labels: Tensor) -> None:
         """`_eager_step` for a `GraphedStep`: nothing in it changes in Python between steps."""
@@ -283,9 +314,11 @@ class Classifier(LightningModule):
         if split == "train":
             # of a copy: where there are several processes it is summed in place
             sums = strategy.reduce(self._train_sums.clone(), reduce_op="sum")
+            assert isinstance(sums, Tensor)
+            loss_sum, correct, count = sums.tolist()
         else:
-            sums = strategy.broadcast(self._held_out_sums)
-        loss_sum, correct, count = sums.tolist()
+            # numbers, not the tensor: that is pickled, and unpickled on the GPU of the first
+            loss_sum, correct, count = strategy.broadcast(self._held_out_sums.tolist())
         if count == 0:
             return {}
         return {f"{split}/loss": loss_sum / count, f"{split}/acc": correct / count}
@@ -308,6 +341,7 @@ class Classifier(LightningModule):
         if self._carried is not None:
             self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
+        self._followers = followers(callbacks_of(self.trainer))
         if self._graphed_step_type is not None:
             self._graphed_step = self._graphed_step_type(
                 step=self._capturable_step,
@@ -405,7 +439,8 @@ class Classifier(LightningModule):
         """
         if (step := int(self._first_bad)) >= 0:
             raise self._diverged("the training loss", step)
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+        # the largest weight: one read, and exact in every precision; a NaN is passed on
+        if not math.isfinite(nn.utils.get_total_norm(list(self.parameters()), math.inf)):
             raise self._diverged("a weight", self.global_step)
 
     def _diverged(self, what: str, step: int) -> Diverged:

@@ -27,7 +27,7 @@ from cifar_lab.training.callbacks.lifecycle import (
 from cifar_lab.training.callbacks.timings import Timings
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.layout import WatchLayout
-from cifar_lab.training.lightning_internals import callbacks_of, set_callbacks
+from cifar_lab.training.lightning_internals import callbacks_of, cuda_left_alone, set_callbacks
 from cifar_lab.training.loggers.metrics_csv import FILE_NAME as METRICS_FILE
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import FOLDER as TENSORBOARD_FOLDER
@@ -119,12 +119,11 @@ def fit_and_test(
     checkpoints = _add_callbacks(parts, report, timings, watch, run_dir)
     singly = classifier.wants_single_steps
     multistep = arrange(trainer, data, parts.steps_per_call, singly=singly)
-    if parts.cuda_graph and multistep is None:
-        log.warning("cuda_graph=true: a recorded step needs steps_per_call > 1; going on without")
     classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     with signals.deferred():
-        trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        with cuda_left_alone(trainer):
+            trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
         fitted = timings.summary()
         if trainer.global_step == 0:
             raise InputError("the fit was stopped before its first optimizer step: nothing to test")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,6 +48,25 @@ def datamodule_of(trainer: Trainer) -> Any:
 def set_limit_train_batches(trainer: Trainer, share: float) -> None:
     """Changes ``limit_train_batches`` of a made Trainer; it is read when the loader is set up."""
     trainer.limit_train_batches = share
+
+
+@contextmanager
+def cuda_left_alone(trainer: Trainer) -> Iterator[None]:
+    """A fit in here keeps no state of CUDA's generators around its sanity check.
+
+    To keep them Lightning starts CUDA on every GPU it finds (_run_stage calls isolate_rng), also
+    for a run on the CPU, and where there is no sanity check.
+    """
+    module: Any = import_module("lightning.pytorch.trainer.trainer")
+    if trainer.strategy.root_device.type == "cuda" and trainer.num_sanity_val_steps:
+        yield
+        return
+    original = module.isolate_rng
+    module.isolate_rng = partial(original, include_cuda=False)
+    try:
+        yield
+    finally:
+        module.isolate_rng = original
 
 
 # --- where the training loop is -------------------------------------------------------------------

@@ -11,6 +11,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -25,7 +26,7 @@ from cifar_lab.sweep.points import Point, compose_point
 from cifar_lab.sweep.supervisor import SweepJob
 from cifar_lab.sweep.tasks import Check, Findings
 from cifar_lab.sweep.view import SweepView
-from cifar_lab.sweep.worker import check
+from cifar_lab.sweep.worker import _check_gpu, check
 from tests.conftest import environment
 from tests.support.hydra import hydra_of
 
@@ -52,6 +53,43 @@ def test_gpus_that_are_hidden_from_the_sweep_stay_hidden(monkeypatch: pytest.Mon
     assert places(Findings([], "cuda", 2, 1), None) == ["3", "GPU-5a"]
     with pytest.raises(InputError, match=r"trainer\.devices=4"):
         make_slots(Findings([], "cuda", 2, 4), None, most=1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "expected"),
+    [
+        ("0,7", 1, ["0"]),  # of a machine with one
+        ("0,-1,1", 1, ["0"]),  # what follows a -1 is hidden
+        ("2, 0", 2, ["2", "0"]),
+        ("MIG-3c,GPU-5a,GPU-77", 2, ["MIG-3c", "GPU-5a"]),
+    ],
+)
+def test_a_place_is_on_a_gpu_that_cuda_finds_and_what_it_does_not_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    visible: str,
+    devices: int,
+    expected: list[str],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert places(Findings([], "cuda", devices, 1), None) == expected
+    missing = len(visible.split(",")) - devices
+    said = f"CUDA_VISIBLE_DEVICES={visible}: CUDA finds {devices} of these {devices + missing} GPUs"
+    assert (said in capsys.readouterr().err) == bool(missing)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_job_in_a_gpus_place_does_not_train_on_the_cpu_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    cfg = OmegaConf.create({"trainer": {"accelerator": name}})
+    if name == "cpu":
+        return _check_gpu(cfg)
+    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=7: the sweep gave this job that"):
+        _check_gpu(cfg)
+    return None
 
 
 def test_there_are_no_more_slots_than_jobs() -> None:

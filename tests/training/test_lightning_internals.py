@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +384,29 @@ def test_the_step_to_purge_from_reaches_the_writer(tmp_path: Path) -> None:
             internals.set_purge_step(logger, 13)
     found = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("value")
     assert [(event.step, event.value) for event in found] == [(n, 5 * (n > 4)) for n in range(8)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_fit_asks_for_no_state_of_cudas_generators(
+    make_trainer: MakeTrainer,
+    toy: Toy,
+    toy_data: MakeData,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:
+    module = import_module("lightning.pytorch.trainer.trainer")
+    original, trainer = module.isolate_rng, make_trainer(max_epochs=1)
+
+    def refuse(batch: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: pytest.fail("asked"))
+    if fails:
+        toy.before_step = refuse
+        with pytest.raises(ZeroDivisionError), internals.cuda_left_alone(trainer):
+            trainer.fit(toy, toy_data())
+    else:
+        with internals.cuda_left_alone(trainer):
+            trainer.fit(toy, toy_data())
+    assert module.isolate_rng is original

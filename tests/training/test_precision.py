@@ -191,3 +191,23 @@ def test_with_them_adamw_would_go_elsewhere_and_stay_finite() -> None:
         ends.append(weight.detach().float())
     assert bool(torch.isfinite(ends[1]).all())
     assert float((ends[0] - ends[1]).abs().max()) > 1  # 50 steps of 0.001 can't come that far
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_alike_for_a_fused_optimizer_and_a_plain_one(
+    lab: Lab, tmp_path: Path, algorithm: str
+) -> None:
+    # so tight that every step is clipped
+    clipped = (
+        *("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.001"),
+        f"+trainer.gradient_clip_algorithm={algorithm}",
+    )
+    norms = {}
+    for fused in ("true", "false"):
+        more = (f"optimizer.fused={fused}", f"hydra.run.dir={tmp_path}/{fused}")
+        status, _, err = lab(*ONE_BATCH, *clipped, *more, "monitors=grad_norm")
+        assert status == 0, err
+        norms[fused] = record_of(tmp_path / fused)["metrics"]["grad_norm"]
+    assert norms["true"] == pytest.approx(norms["false"], rel=1e-3)
+    if algorithm == "norm":
+        assert norms["true"] == pytest.approx(0.001, rel=1e-2)

@@ -24,6 +24,7 @@ from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.schedules import cosine
 from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED
+from tests.support.device_laws import Waits
 
 LR = 0.05
 SCHEDULE = partial(cosine, warmup_fraction=0.2, final_factor=0.1)
@@ -374,3 +375,44 @@ def test_logits_are_kept_as_they_were_in_float32_on_every_test_anew(tmp_path: Pa
         right = (expected.argmax(1) == torch.cat(labels)).double().mean()
         assert fit.metrics["test/acc"] == float(right)
         assert fit.metrics["test/loss"] > 0
+
+
+# --- what is read, and what other processes are told ----------------------------------------------
+
+
+def test_all_weights_are_looked_at_in_one_read(tmp_path: Path) -> None:
+    layers = [nn.Linear(4, 4) for _ in range(20)]
+    network = nn.Sequential(*layers)
+    fit = Fit(tmp_path, network=network)
+    classifier = fit.classifier
+    classifier.trainer = fit.trainer
+    fit.trainer.optimizers = [torch.optim.SGD(network.parameters(), lr=LR)]
+    with Waits("cpu") as waits:
+        classifier.assert_finite()
+    assert waits.operators["aten._local_scalar_dense.default"] == 2  # the other: a bad loss's step
+    waits.found.clear()
+    for value, dtype in ((math.nan, torch.float32), (math.inf, torch.float32), (1e38, None)):
+        with torch.no_grad():
+            layers[7].bias[2] = value
+        if dtype is None:
+            classifier.assert_finite()  # large, and its square infinite
+        else:
+            with pytest.raises(Diverged, match="a weight became"):
+                classifier.assert_finite()
+
+
+def test_other_processes_are_told_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a tensor would be pickled, and unpickled on the first process's GPU
+    fit, told = Fit(tmp_path), []
+    strategy = fit.trainer.strategy
+
+    def broadcast(value: Any, src: int = 0) -> Any:
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(strategy, "broadcast", broadcast)
+    fit.run()
+    fit.trainer.test(fit.classifier, datamodule=fit.data, verbose=False)
+    leaves = [leaf for value in told for leaf in (value if isinstance(value, list) else [value])]
+    assert len(leaves) > 3 * EPOCHS
+    assert {type(leaf) for leaf in leaves} <= {float, int, bool, str, type(None)}

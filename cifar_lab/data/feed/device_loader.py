@@ -40,8 +40,9 @@ def place(images: Tensor, device: torch.device) -> Tensor:
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
-    # from pageable memory the copy would wait for all that the GPU still has to do
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # from pageable memory the copy would wait for all that the GPU still has to do, and so would
+    # that of rows with gaps between them, a rank's share of an epoch
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class BatchLoader(EpochLoader):
         )
 
     def _gathered(self, rows: Tensor) -> Tensor:
-        if self._images.device == self.device or self.device.type != "cuda":
+        # by type: torch.device("cuda") is not equal to the cuda:0 that it names
+        if self._images.device.type == self.device.type:
             return self._images.index_select(0, rows)
         # A buffer of its own for every batch: torch's pinned allocator does not hand it out again
         # before the copy out of it is over

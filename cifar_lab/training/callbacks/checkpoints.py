@@ -51,16 +51,28 @@ class Checkpoints(Checkpoint, SupportsMultistep):
             (``val/...``). With nothing held out, or with null, there is no ``best.ckpt``.
         every_minutes: wall time between checkpoints inside an epoch; null: epochs only.
         mode: ``max`` or ``min``: which values are better; null: as the metric's name says.
+        min_seconds: an epoch that ends sooner after the last checkpoint is left out, unless it is
+            the best one or the fit's last; null: none is.
 
     Attributes:
         best_value: of ``monitor``; None until there is one.
         best_epoch: in which it was validated, from 0.
         best_step: optimizer steps made by then.
+        epoch_saved: whether the last epoch that ended has a checkpoint.
     """
 
     def __init__(
-        self, *, monitor: str | None, every_minutes: float | None, mode: Mode | None = None
+        self,
+        *,
+        monitor: str | None,
+        every_minutes: float | None,
+        mode: Mode | None = None,
+        min_seconds: float | None = None,
     ) -> None:
+        if min_seconds is not None and not min_seconds >= 0:
+            raise InputError(
+                f"min_seconds={min_seconds}: must be at least 0, or null for every epoch"
+            )
         if monitor is not None and not monitor.startswith("val/"):
             raise InputError(
                 f"monitor={monitor}: held-out images alone choose what is tested; must be val/acc, "
@@ -69,7 +81,9 @@ class Checkpoints(Checkpoint, SupportsMultistep):
         self.monitor = monitor
         self.mode: Mode | None = None if monitor is None else mode_of(monitor, mode)
         self._every_s = None if every_minutes is None else 60 * every_minutes
+        self._min_s = min_seconds
         self._saved_at = time.monotonic()
+        self.epoch_saved = True
         self._epoch_over = False
         self._validation_to_come = False
         self._best_to_save = False
@@ -120,6 +134,9 @@ class Checkpoints(Checkpoint, SupportsMultistep):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the epoch, and keeps it as the best if it is."""
+        self.epoch_saved = self._best_to_save or self._is_due(trainer)
+        if not self.epoch_saved:
+            return
         self._epoch_over = True
         try:
             if self._best_to_save:
@@ -128,6 +145,14 @@ class Checkpoints(Checkpoint, SupportsMultistep):
                 self.save_last(trainer, pl_module)
         finally:
             self._epoch_over = False
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        over = 0 <= steps <= trainer.global_step or trainer.current_epoch + 1 == epochs
+        if self._min_s is None or over or trainer.should_stop:
+            return True
+        waited = time.monotonic() - self._saved_at >= self._min_s
+        return bool(max_over_processes(trainer, int(waited or signals.pending() > 0)))
 
     def _save_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._best_to_save = False

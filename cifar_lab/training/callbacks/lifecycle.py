@@ -102,8 +102,9 @@ class StopInOrder(Callback, SupportsMultistep):
             self._stop_in_validation(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch before has been saved."""
-        if self._stop_wanted(trainer):
+        """The epoch before has been saved; else there is a checkpoint after the first batch."""
+        saved = self._checkpoints is None or self._checkpoints.epoch_saved
+        if saved and self._stop_wanted(trainer):
             signals.poll()
 
     def on_test_batch_end(self, trainer: Trainer, *arguments: Any) -> None:

@@ -21,8 +21,10 @@ class Timings(Callback, SupportsMultistep):
 
     ``images_per_s`` is training images over training time, without validation, checkpoints and the
     first 20 steps of the process; ``step_ms`` the same per optimizer step; ``data_wait_ms`` the
-    part of it between batches. ``fit_s`` adds up over the starts of a run that was continued, and
-    leaves out what a crash threw away; the rates are of the last start that made enough steps.
+    part of it between batches. A batch of a size that comes for the first time (the short last
+    one) is left out too: kernels are chosen, or compiled, for it. ``fit_s`` adds up over the starts
+    of a run that was continued, and leaves out what a crash threw away; the rates are of the last
+    start that made enough steps.
     """
 
     def __init__(self, *, started: float) -> None:
@@ -34,6 +36,8 @@ class Timings(Callback, SupportsMultistep):
         self._train_s = 0.0
         self._wait_s = 0.0
         self._world_size = 1
+        self._sizes: set[torch.Size] = set()  # of the batches so far
+        self._first_of_its_size = False
         self._since: float | None = None
         self._batch_ended: float | None = None
         self._fit_started: float | None = None
@@ -59,6 +63,11 @@ class Timings(Callback, SupportsMultistep):
             self._resume_clock()
         if self._batch_ended is not None and self._steps >= WARMUP_STEPS:
             self._wait_s += time.perf_counter() - self._batch_ended
+        images, _ = batch
+        self._first_of_its_size = images.shape not in self._sizes
+        self._sizes.add(images.shape)
+        if self._first_of_its_size:
+            self._stop_clock(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,7 +78,10 @@ class Timings(Callback, SupportsMultistep):
         made = trainer.global_step - self._global_step
         self._global_step += made
         self._steps += made
-        if counts:
+        if counts and self._first_of_its_size:
+            _synchronize(pl_module)
+            self._since = time.perf_counter()
+        elif counts:
             self._counted += made
             self._images += images_in(batch)
         elif made and (self._first_step_s is None or self._steps >= WARMUP_STEPS):

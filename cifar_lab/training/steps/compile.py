@@ -15,9 +15,7 @@ from cifar_lab.model.resnet import ONEDNN_BLOCK
 _TRITON_NEEDS = ("CC", "cc", "gcc", "clang")
 
 
-def prepare(
-    network: nn.Module, *, device: str, channels_last: bool, mode: str, graphs: bool = True
-) -> bool:
+def prepare(network: nn.Module, *, device: str, channels_last: bool, mode: str) -> bool:
     """Sets the memory format and compiles, both in place: the checkpoint's keys stay the same.
 
     Args:
@@ -25,9 +23,8 @@ def prepare(
         device: cuda, mps or cpu.
         channels_last: for convolutions; MPS is left alone, whose kernels want contiguous images,
             and so is a network on a CPU that oneDNN would write out of bounds with.
-        mode: ``none``, ``default`` (torch.compile) or ``max`` (its ``max-autotune``, which uses
-            CUDA graphs on a GPU). Compilation happens at the first step.
-        graphs: False: no CUDA graphs, for the whole step is to be recorded as one.
+        mode: ``none``, ``default`` (torch.compile) or ``max`` (its ``max-autotune-no-cudagraphs``).
+            Compilation happens at the first step.
 
     Returns:
         Whether the memory format is channels_last; the images' must be the same.
@@ -51,7 +48,9 @@ def prepare(
     # two shapes occur, the short last batch's being the second: each gets kernels of its own
     options: dict[str, Any] = {"dynamic": False}
     if mode == "max":
-        options["mode"] = "max-autotune" if graphs else "max-autotune-no-cudagraphs"
+        # inductor's own CUDA graphs keep gradients in memory that the validation's forward pass
+        # takes over (torch/_inductor/cudagraph_trees.py), and `GradNorm` reads them after that
+        options["mode"] = "max-autotune-no-cudagraphs"
     network.compile(**options)
     return channels_last
 

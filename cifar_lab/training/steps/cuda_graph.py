@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
+from cifar_lab.training.steps.multistep import obstacle
 
 # Steps made kernel by kernel before the recording: they allocate, choose algorithms, compile.
 WARMUP_STEPS = 3
@@ -27,7 +30,7 @@ def check(optimizer: Optimizer, *, device: str, precision: str) -> None:
         raise InputError(
             f"cuda_graph=true: needs a CUDA device, and this is {device}; set cuda_graph=false"
         )
-    if precision.startswith("16"):
+    if precision in ("16-mixed", "16"):
         raise InputError(
             f"cuda_graph=true: with trainer.precision={precision} each step reads back whether the "
             "gradients overflowed; set trainer.precision=bf16-mixed"
@@ -36,6 +39,28 @@ def check(optimizer: Optimizer, *, device: str, precision: str) -> None:
         raise InputError(
             f"cuda_graph=true: {type(optimizer).__name__} as it is set reads its learning rate "
             "on the CPU; set optimizer.fused=true (or capturable, where it has that)"
+        )
+
+
+def check_calls(
+    trainer: Trainer, data: DataModule, *, steps_per_call: int, singly: str | None
+) -> None:
+    """Raises InputError where there are no calls of several steps, which are what is recorded.
+
+    Args:
+        trainer: with the configured callbacks.
+        data: of the fit.
+        steps_per_call: as configured.
+        singly: why the network's own training has to see every step; None: it needn't.
+    """
+    if steps_per_call == 1:
+        raise InputError(
+            "cuda_graph=true: records the steps of a call that makes several; "
+            "set steps_per_call=16, say"
+        )
+    if reason := obstacle(trainer, data, singly):
+        raise InputError(
+            f"cuda_graph=true: {reason}, so that no step can be recorded; set cuda_graph=false"
         )
 
 
@@ -90,7 +115,7 @@ class GraphedStep:
 
     def _replay_step(self, images: Tensor, labels: Tensor) -> None:
         if self._replay is None:
-            self._inputs = inputs = (torch.empty_like(images), torch.empty_like(labels))
+            self._inputs = inputs = (images.clone(), labels.clone())
             self._optimizer.zero_grad()
             self._replay = self.capture(lambda: self._run(*inputs, capturing=True))
             self._gradients = [p.grad for p in self._parameters()]

@@ -9,9 +9,10 @@ are those of single steps.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from cifar_lab.data.datamodule import DataModule
@@ -35,6 +36,19 @@ _STEP_HOOKS = (
 class SupportsMultistep:
     """Mark of a callback whose hooks of a training batch are right for several steps as well."""
 
+    def after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after each optimizer step of a call of several, before the call's own hooks."""
+
+
+def followers(callbacks: Iterable[Callback]) -> list[SupportsMultistep]:
+    """The callbacks that have something to do after each step of a call."""
+    return [
+        callback
+        for callback in callbacks
+        if isinstance(callback, SupportsMultistep)
+        and type(callback).after_step is not SupportsMultistep.after_step
+    ]
+
 
 def arrange(
     trainer: Trainer, data: DataModule, size: int, *, singly: str | None = None
@@ -51,7 +65,7 @@ def arrange(
     """
     if size == 1:
         return None
-    if reason := singly or _obstacle(trainer, data):
+    if reason := obstacle(trainer, data, singly):
         log.warning("steps_per_call=%d: %s; going on with one step per call", size, reason)
         return None
     batches = limited(trainer, data.train_dataloader().num_batches)
@@ -78,8 +92,10 @@ def validates_within_epochs(trainer: Trainer) -> bool:
     return not at_the_end or trainer.check_val_every_n_epoch is None
 
 
-def _obstacle(trainer: Trainer, data: DataModule) -> str | None:
-    """Why every step has to be a call of its own."""
+def obstacle(trainer: Trainer, data: DataModule, singly: str | None = None) -> str | None:
+    """Why every step has to be a call of its own; None: it needn't."""
+    if singly:
+        return singly
     if trainer.world_size > 1:
         return f"{trainer.world_size} processes share each step"
     if data.loader != "device":

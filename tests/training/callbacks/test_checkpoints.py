@@ -18,7 +18,7 @@ from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.callbacks.rng import rng_state, set_rng_state
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
-from tests.support.runs import SMALL, stop_at
+from tests.support.runs import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -137,6 +137,88 @@ def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_p
     assert saved == sorted([*within, 8, 16])
 
 
+# 8 steps an epoch, ten seconds each; the second epoch's value is the best
+@pytest.mark.parametrize(
+    ("min_seconds", "epochs"),
+    [("null", [1, 2, 3, 4, 5]), ("80", [1, 2, 3, 4, 5]), ("81", [2, 4, 5]), ("1e6", [1, 2, 5])],
+)
+def test_an_epoch_is_saved_when_it_is_due_the_best_or_the_last(
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    min_seconds: str,
+    epochs: list[int],
+) -> None:
+    values = [0.1, 0.6, 0.3, 0.3, 0.3] if min_seconds == "1e6" else [0.6, 0.7, 0.3, 0.3, 0.3]
+    if min_seconds == "81":
+        values = [float("nan"), 0.7, 0.3, 0.3, 0.3]
+    Scripted(monkeypatch, values)
+    saved, save = [], Checkpoints.save_last
+    step = Classifier.training_step
+    now = 1000.0
+
+    def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        nonlocal now
+        now += 10
+        return step(self, batch, batch_idx)
+
+    def saving(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved.append(trainer.global_step // 8)
+        save(self, trainer, pl_module)
+
+    monkeypatch.setattr(Classifier, "training_step", stepping)
+    monkeypatch.setattr(Checkpoints, "save_last", saving)
+    monkeypatch.setattr(
+        "cifar_lab.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
+    )
+    status, _, err = lab(
+        *(*TINY, "threads=1", "trainer.max_epochs=5", f"hydra.run.dir={tmp_path}/run"),
+        f"callbacks.checkpoints.min_seconds={min_seconds}",
+        "callbacks.checkpoints.every_minutes=null",
+    )
+    assert status == 0, err
+    assert saved == epochs
+    assert record_of(tmp_path / "run")["best_epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "stop", [11, 16, 17], ids=["in an epoch", "in its first step", "in its second"]
+)
+def test_a_run_whose_epochs_are_not_saved_goes_on_where_it_was_stopped(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    arguments = (
+        *(*SMALL, "trainer.max_epochs=3", "callbacks.checkpoints.monitor=null"),
+        "callbacks.checkpoints.min_seconds=1000",
+    )
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_at(monkeypatch, stop)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    monkeypatch.undo()
+    assert record_of(tmp_path / "cut")["steps"] == 8 * (stop // 8)
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")["global_step"] == stop + 1
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("where", ["on_train_epoch_end", "on_train_epoch_start"])
+def test_a_stop_between_epochs_that_are_not_saved_loses_nothing(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    arguments = (
+        *(*SMALL, "trainer.max_epochs=3", "callbacks.checkpoints.monitor=null"),
+        "callbacks.checkpoints.min_seconds=1000",
+    )
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_in(monkeypatch, where, 1)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    monkeypatch.undo()
+    saved = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt")["global_step"]
+    assert saved == (16 if where == "on_train_epoch_end" else 9)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
 def drawn() -> list[float]:
     """The next number of every global generator."""
     return [
@@ -164,11 +246,13 @@ def test_a_gpus_generator_is_put_back_where_there_was_one_and_is_one(
 ) -> None:
     then = torch.arange(16, dtype=torch.uint8)
     now: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: had)
+    # there is one all the same: what counts is whether this process trains on it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: had)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: then)
     monkeypatch.setattr(torch.cuda, "set_rng_state", now.append)
     state = rng_state()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: has)
     set_rng_state(state)
     assert len(now) == int(had and has)
     assert all(torch.equal(value, then) for value in now)

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.lightning_internals import average_model
 from tests.support.runs import SMALL, same, stop_at, stop_in, weights
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -102,6 +104,41 @@ def test_stopped_and_continued_equals_undisturbed_to_the_bit(
     status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
     assert status == 0, err
     same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_several_steps_per_call_have_the_averages_of_single_ones(
+    lab: Lab, tmp_path: Path, start_step: int
+) -> None:
+    arguments = (*EMA, f"callbacks.ema.start_step={start_step}")
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/single")[0] == 0
+    more = ("steps_per_call=3", f"hydra.run.dir={tmp_path}/several")
+    status, _, err = lab(*arguments, *more)
+    assert (status, err) == (0, "")
+    same(tmp_path / "single", tmp_path / "several")
+    single, several = (
+        torch.load(tmp_path / n / "checkpoints/last.ckpt") for n in ("single", "several")
+    )
+    assert several["steps_per_call"] == 3
+    for key, value in single["current_model_state"].items():
+        assert torch.equal(several["current_model_state"][key], value), key
+    assert several["averaging_state"] == single["averaging_state"]
+    assert int(several["averaging_state"]["n_averaged"]) == 16 - start_step
+
+
+def test_the_average_is_that_of_torchs_own_model_to_the_bit(lab: Lab, tmp_path: Path) -> None:
+    assert lab(*EMA, f"hydra.run.dir={tmp_path}/ours")[0] == 0
+
+    def theirs(self: Ema, module: Any) -> None:
+        average = average_model(self)
+        average.multi_avg_fn = self._average
+        average.update_parameters(module)
+        self._begun = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ema, "_update", theirs)
+        assert lab(*EMA, f"hydra.run.dir={tmp_path}/theirs")[0] == 0
+    same(tmp_path / "ours", tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("bad", ["decay=1", "decay=-0.1", "start_step=-1"])

@@ -69,6 +69,19 @@ def test_a_compiled_run_resumes_and_its_checkpoint_loads_into_either(
         torch.testing.assert_close(logits_of(network), saved, **LOOSE)
 
 
+@pytest.mark.parametrize("mode", ["default", "max"])
+def test_no_graphs_of_inductors_own_are_made(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    from torch._inductor import list_mode_options
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda _, **options: asked.append(options))
+    prepare(ResNet(num_blocks=[1], width=4), device="cpu", channels_last=False, mode=mode)
+    [options] = asked
+    settings = list_mode_options(options["mode"]) if "mode" in options else {}
+    assert not settings.get("triton.cudagraphs")
+    assert (mode == "max") == bool(settings.get("max_autotune"))
+
+
 def test_compiling_changes_no_name(tmp_path: Path) -> None:
     network = ResNet(num_blocks=[1, 1], width=16)
     names = list(network.state_dict())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from cifar_lab.data.augment import Pipeline, RandomFlip
@@ -26,7 +27,7 @@ from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import cosine
-from cifar_lab.training.steps.cuda_graph import WARMUP_STEPS, GraphedStep, check
+from cifar_lab.training.steps.cuda_graph import WARMUP_STEPS, GraphedStep, check, check_calls
 from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED, TINY, record_of
 
@@ -197,6 +198,45 @@ def test_what_cannot_be_recorded_is_refused(changes: dict[str, Any], reason: str
     assert reason in str(refused.value)
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "bf16-mixed", "32-true"])
+def test_precisions_without_a_scaler_can_be_recorded(precision: str) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], fused=True)
+    check(optimizer, device="cuda", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "reason"),
+    [
+        (1, {}, "set steps_per_call=16"),
+        (4, {"gradient_clip_val": 1.0}, "trainer.gradient_clip_val=1.0, so that"),
+        (4, {"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches=2, so that"),
+        (4, {"val_check_interval": 0.5}, "validates within epochs, so that"),
+        (4, {"callbacks": [Timer()]}, "the callback Timer looks at every step, so that"),
+    ],
+)
+def test_what_keeps_a_step_from_being_recorded_is_named(
+    tmp_path: Path, size: int, more: dict[str, Any], reason: str
+) -> None:
+    data = Synthetic(
+        **{**FEED, "train_size": 400, "test_size": 90, "data_seed": 0, "batch_size": 40},
+        val_size=60,
+        augment=Pipeline(transforms={}),
+        seed=3,
+    )
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        **more,
+    )
+    with pytest.raises(InputError, match="cuda_graph=true: ") as refused:
+        check_calls(trainer, data, steps_per_call=size, singly=None)
+    assert reason in str(refused.value)
+
+
 def test_a_cpu_is_refused_before_anything_is_on_disk(lab: Lab, tmp_path: Path) -> None:
     status, _, err = lab(*TINY, "cuda_graph=true", f"hydra.run.dir={tmp_path}/run")
     assert status == 2
@@ -212,7 +252,8 @@ def test_on_a_gpu_a_recorded_run_is_the_run(lab: Lab, tmp_path: Path, compiled: 
         *("trainer=gpu", "model.width=16", "trainer.max_epochs=4", f"compile={compiled}"),
     )
     assert lab(*arguments, f"hydra.run.dir={tmp_path}/plain")[0] == 0
-    status, _, err = lab(*arguments, "cuda_graph=true", f"hydra.run.dir={tmp_path}/recorded")
+    recorded_steps = ("cuda_graph=true", "steps_per_call=4")
+    status, _, err = lab(*arguments, *recorded_steps, f"hydra.run.dir={tmp_path}/recorded")
     assert (status, err) == (0, "")
     plain, recorded = (record_of(tmp_path / name) for name in ("plain", "recorded"))
     assert recorded["steps"] == plain["steps"]

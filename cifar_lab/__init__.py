@@ -13,13 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "load_run"]
+__all__ = ["Run", "compare", "load_run", "train"]
 
 if TYPE_CHECKING:
+    from cifar_lab.report.write import compare
     from cifar_lab.run.load import Run, load_run
+    from cifar_lab.run.train import train
 
 # by name, where it lies: importing the package loads none of it
-_LAZY = {"Run": "cifar_lab.run.load", "load_run": "cifar_lab.run.load"}
+_LAZY = {
+    "Run": "cifar_lab.run.load",
+    "compare": "cifar_lab.report.write",
+    "load_run": "cifar_lab.run.load",
+    "train": "cifar_lab.run.train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -109,13 +109,24 @@ def other_images(run: Run, root: str) -> Given:
     return feed_of(run, dataset)
 
 
-def feed_of(run: Run, dataset: Dataset) -> Given:
+def with_held_out(run: Run, data: DataModule) -> Given:
+    """The same images, of which those are held out that the run held out."""
+    return feed_of(run, data.dataset, hold_out=True)
+
+
+def feed_of(run: Run, dataset: Dataset, *, hold_out: bool = False) -> Given:
     """A dataset as the run's network is to see it: its labels, its normalization, its batches."""
     unknown = [name for name in dataset.classes if name not in run.classes]
     if unknown:
         raise InputError(
             f"{dataset.name}: the class {unknown[0]} is none of this run's "
             f"{len(run.classes)} ({', '.join(run.classes[:10])}{', …' * (len(run.classes) > 10)})"
+        )
+    highest = max(int(s.labels.max(initial=0)) for s in (dataset.train, dataset.test))
+    if highest >= len(dataset.classes):
+        raise InputError(
+            f"{dataset.name}: holds the label {highest}; this run has {len(run.classes)} classes, "
+            f"and labels must lie in 0..{len(run.classes) - 1}"
         )
     if dataset.image_size[1:] != run.image_size:
         raise InputError(
@@ -137,8 +148,8 @@ def feed_of(run: Run, dataset: Dataset) -> Given:
             channels=Channels(run.mean, run.std),
         ),
         batch_size=node.get("batch_size", 128),
-        val_size=0,
-        val_seed=0,
+        val_size=node.get("val_size", 0) if hold_out else 0,
+        val_seed=node.get("val_seed", 0),
         normalization="channel",
         drop_last=False,
         shuffle=False,

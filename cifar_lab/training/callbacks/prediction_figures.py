@@ -221,7 +221,8 @@ def draw_worst_mistakes(
     figure.text(
         0.5,
         1 - 0.5 * _HEAD_INCHES / height,
-        f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, highest {first} first\n"
+        f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, "
+        f"highest {first} first\n"
         "true class → predicted class, and the probability it was given",
         ha="center",
         va="center",

@@ -54,7 +54,8 @@ def test_any_mode(mode: str) -> None:
     else:
         image = Image.new("RGB", (32, 32), (grey,) * 3).convert(mode)
     read = read_picture(saved(image, "JPEG" if mode == "CMYK" else "PNG"), SIZE)
-    assert np.abs(read.astype(int) - grey).max() <= 2
+    near = 40 if mode == "P" else 2  # the palette has no such grey
+    assert np.abs(read.astype(int) - grey).max() <= near
 
 
 def test_transparency_lies_on_white() -> None:
@@ -97,7 +98,7 @@ def test_of_what_is_not_square_the_middle_is_taken() -> None:
     image = Image.new("RGB", (300, 100), "black")
     image.paste(RED, (100, 0, 200, 100))
     read = read_picture(saved(image, "PNG"), SIZE)
-    assert (read == np.array(RED)[:, None, None]).all()
+    assert (read[:, :, 2:-2] == np.array(RED)[:, None, None]).all()
 
 
 def png_of(width: int, height: int, data: bytes = b"") -> bytes:
@@ -120,8 +121,8 @@ def png_of(width: int, height: int, data: bytes = b"") -> bytes:
         (saved(Image.new("RGB", (64, 64)), "JPEG")[:-200], "is no readable picture"),
         (saved(Image.new("RGB", (64, 64)), "PNG")[:-30], "is no readable picture"),
         (saved(Image.new("RGB", (8, 8)), "TIFF"), "is no readable picture; must be"),
-        (png_of(50_000, 50_000), "no readable picture .*2500000000 pixels"),
-        (png_of(10_000, 9_000), "no readable picture .*90000000 pixels"),
+        (png_of(50_000, 50_000), "is no readable picture .*2500000000 pixels"),
+        (png_of(10_000, 9_000), "is no readable picture .*90000000 pixels"),
         (png_of(4, 4), "is no readable picture"),
         (b"\x00" * 1000, "is no readable picture"),
     ],

@@ -1,11 +1,11 @@
-"""The corruptions are held against plain, image by image references; the archive is read as it is."""
+"""The corruptions against plain references; the authors' archive is read as it is."""
 
 from __future__ import annotations
 
 import colorsys
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -127,7 +127,8 @@ def test_samples_are_scipys_linear_ones_with_a_mirror() -> None:
     random = np.random.default_rng(0)
     x, rows, columns = floats()[:2], *np.mgrid[:32, :32].astype(float)
     down, right = random.uniform(-4, 4, (2, 2, 32, 32))
-    for corners, mode in ((False, "reflect"), (True, "mirror")):
+    modes: list[tuple[bool, Literal["reflect", "mirror"]]] = [(False, "reflect"), (True, "mirror")]
+    for corners, mode in modes:
         found = corruptions._sampled(x, columns + right, rows + down, corners=corners)
         for i in range(2):
             at = np.stack((rows + down[i], columns + right[i]))

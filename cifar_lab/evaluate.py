@@ -133,7 +133,9 @@ def _corrupted(
     from cifar_lab.inference.robustness import measure
 
     clean = evaluated[0].accuracy if evaluated else None
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with bar as progress:
         task = progress.add_task("corruptions", total=75)
         return measure(
             run,

@@ -75,7 +75,9 @@ def _predict(given: argparse.Namespace) -> int:
     console = Console(stderr=True)
     failed = False
     found: list[Prediction] = []
-    bar = Progress(console=console, transient=True, disable=len(names) < _LONG)
+    bar = Progress(
+        console=console, transient=True, disable=len(names) < _LONG or not console.is_terminal
+    )
     with bar as progress:
         task = progress.add_task("pictures", total=len(names))
         for one in predict(

@@ -26,12 +26,14 @@ from cifar_lab.inference.corruptions import (
 from tests.support.hostile import Payload
 
 IMAGES = make_synthetic(train_size=20, test_size=12, data_seed=0).test.images
-GENTLE_FIRST = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur")
-GENTLE_FIRST += ("snow", "fog", "brightness", "contrast", "pixelate", "jpeg_compression")
+GENTLE_FIRST = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "zoom_blur"),
+    *("snow", "fog", "brightness", "contrast", "pixelate", "jpeg_compression"),
+)
 
 
 def floats() -> NDArray[np.float32]:
-    return IMAGES.astype(np.float32) / 255
+    return (IMAGES / 255).astype(np.float32)
 
 
 def changed(name: str, strength: int) -> float:

@@ -136,7 +136,8 @@ def test_a_sheet(
     for run in (finished, another):
         extra = ["--explain"] if explain else []
         assert main([str(run), str(pictures), "--sheet", "sheet.png", *extra]) == 0
-        width, height = Image.open("sheet.png").size
+        with Image.open("sheet.png") as sheet:
+            width, height = sheet.size
         assert width > (1500 if explain else 900)
         assert height > 600
 
@@ -152,7 +153,8 @@ def test_a_map_shows_where_the_class_was_seen(tmp_path: Path) -> None:
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             seen = self.map(images * 1)[:, :, :8, :8].mean((1, 2, 3))
-            return seen[:, None] * torch.arange(10, device=images.device)
+            logits: torch.Tensor = seen[:, None] * torch.arange(10, device=images.device)
+            return logits
 
     run.model.network = Corner()
     maps = activation_maps(run, np.full((2, 3, 32, 32), 255, np.uint8), [9, 9])

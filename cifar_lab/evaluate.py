@@ -64,7 +64,7 @@ def _evaluate(given: argparse.Namespace) -> int:
 
     console = _console()
     runs = [load_run(path, given.ckpt, trust=given.trust) for path in given.runs]
-    _check_alike(runs)
+    _check_alike(runs, given)
     archive = _archive(given)
     evaluated: list[Evaluation] = []
     tables: dict[str, Robustness] = {}
@@ -170,11 +170,17 @@ def _archive(given: argparse.Namespace) -> Path | None:
     return Path(given.data).expanduser()
 
 
-def _check_alike(runs: Sequence[Run]) -> None:
+def _check_alike(runs: Sequence[Run], given: argparse.Namespace) -> None:
+    first = runs[0]
     for run in runs[1:]:
-        if run.classes != runs[0].classes:
+        if run.classes != first.classes:
             raise InputError(
-                f"{run.folder}: has other classes than {runs[0].folder}; give each a command"
+                f"{run.folder}: has other classes than {first.folder}; give each a command"
+            )
+        if given.data is None and run.record.data.digest != first.record.data.digest:
+            raise InputError(
+                f"{run.folder}: was tested on other images than {first.folder}; give each a "
+                "command, or images for all with --data"
             )
 
 

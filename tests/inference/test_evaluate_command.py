@@ -164,6 +164,9 @@ def test_wrong_input_is_one_line(
     data = ("data=folders", f"data.root={seven}", "data.val_size=6", "data.batch_size=8")
     other = finish(tmp_path / "run", *kept, *data)
     assert "has other classes than" in refused(capfd, finished, other)
+    # the same labels in the same order, and other images
+    drawn = finish(tmp_path / "drawn", *QUICK, "data.data_seed=1")
+    assert "was tested on other images than" in refused(capfd, finished, drawn)
     assert main(["--help"]) == 0
     assert "--corrupt" in capfd.readouterr().out
 

@@ -36,7 +36,10 @@ TTA: tuple[Tta, ...] = ("none", "flip", "flip+shift")
 BINS = 15  # of confidence, as Guo et al. (arXiv:1706.04599) have them
 LEVEL = 0.95
 # Arguments of the Trainer that have a part in what a test computes
-_OF_THE_TEST = ("precision", "inference_mode", "limit_test_batches", "deterministic", "benchmark")
+_OF_THE_TEST = (
+    *("precision", "inference_mode", "deterministic", "benchmark"),
+    *("limit_test_batches", "fast_dev_run"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +199,8 @@ class Tester:
             config={},
         )
         self._accelerator = {"cuda": "gpu"}.get(kind, kind)
-        if run.record.threads and kind == "cpu" and config.get("threads"):
-            torch.set_num_threads(run.record.threads)
+        # the last bits of a sum depend on their number
+        self._threads = config.get("threads") if kind == "cpu" else None
 
     def _kind(self) -> str:
         asked = str(self._settings.get("accelerator", "auto"))
@@ -219,7 +222,8 @@ class Tester:
         """The network's answers to a split of opened data, in stored order."""
         settings = {k: v for k, v in self._settings.items() if k in _OF_THE_TEST}
         if split == "val":
-            settings.pop("limit_test_batches", None)
+            for limit in ("limit_test_batches", "fast_dev_run"):
+                settings.pop(limit, None)
         trainer = lightning.Trainer(
             accelerator=self._accelerator,
             devices=1,
@@ -234,8 +238,13 @@ class Tester:
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()
         means: dict[str, float] = {}
         self._classifier.keep_result = means.update
-        trainer.test(self._classifier, dataloaders=loader, verbose=False)
-        data.trainer = None
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._threads or threads)
+            trainer.test(self._classifier, dataloaders=loader, verbose=False)
+        finally:
+            torch.set_num_threads(threads)
+            data.trainer = None
         return Outputs(
             logits=self._classifier.test_logits.clone(),
             labels=self._classifier.test_labels.clone(),

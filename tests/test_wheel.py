@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -35,4 +36,8 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
     where = run("-c", "import cifar_lab.config.schema as c; print(c.__file__, c.conf_dir())")
     assert all(Path(path).is_relative_to(installed) for path in where.split())
     run("-m", "cifar_lab", *merged(*TINY, "trainer.max_epochs=1", "hydra.run.dir=run"))
-    assert record_of(elsewhere / "run")["status"] == "finished"
+    record = record_of(elsewhere / "run")
+    assert record["status"] == "finished"
+    (elsewhere / "run").rename(tmp_path / "moved")
+    measured = json.loads(run("-m", "cifar_lab.evaluate", str(tmp_path / "moved"), "--json"))
+    assert measured["runs"][0]["accuracy"] == record["metrics"]["test/acc"]

@@ -143,6 +143,11 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
 
 
 def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
+    """`configurations` as text."""
+    return configurations(rankings, keys).to_csv(index=False, lineterminator="\n")
+
+
+def configurations(rankings: Sequence[Ranking], keys: Sequence[Key]) -> pd.DataFrame:
     """A row for each configuration: all digits of the statistics; accuracies are fractions."""
     records = []
     for ranking in rankings:
@@ -169,7 +174,7 @@ def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
             for name in ("fit_s", "images_per_s", "parameters"):
                 record[name] = group.mean(name)
             records.append(record)
-    return pd.DataFrame.from_records(records).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame.from_records(records)
 
 
 def print_report(

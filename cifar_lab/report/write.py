@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +16,9 @@ from cifar_lab.records.record import FILE_NAME
 from cifar_lab.report.compare import Confusion, Ranking, confusions, rank
 from cifar_lab.report.groups import Group, Key, group
 from cifar_lab.report.read import Reader, Reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = "report"
 
@@ -44,12 +48,7 @@ def write_report(path: Path, out: Path | None = None, *, console: Console | None
         OSError: ``out`` can't be written.
     """
     out = destination(path, out)
-    report = compare_runs(path, Reader(path))
-    if report is None:
-        raise InputError(
-            f"{path}: holds no {FILE_NAME}; give the folder of a run or a sweep, "
-            "or one above them, e.g. outputs"
-        )
+    report = _found(path)
     write_files(report, out, watch_s=None)
     if console is not None:
         from cifar_lab.report.tables import print_report
@@ -58,11 +57,47 @@ def write_report(path: Path, out: Path | None = None, *, console: Console | None
     return out
 
 
-def destination(path: Path, out: Path | None) -> Path:
-    """The folder to write to; InputError where it, or ``path``, can't be what it should."""
+def compare(folder: str | Path) -> pd.DataFrame:
+    """The runs below a folder as the report's table: a row for each configuration, best first.
+
+    Returns:
+        Columns: ``data``, ``place`` (1 is the best; none without a finished run), ``configuration``
+        and a column for each key that varies; ``runs`` and ``n`` (finished ones, one a seed);
+        ``val/acc`` and ``test/acc`` with ``mean``, ``sd``, ``low`` and ``high`` (95% interval of
+        the mean), fractions; ``p`` and ``p_adjusted`` against the best; ``fit_s``, ``images_per_s``
+        and ``parameters``.
+
+    Raises:
+        InputError: there is no such folder, or no run in it.
+    """
+    from cifar_lab.report.tables import configurations
+
+    path = Path(folder).expanduser()
+    check_folder(path)
+    report = _found(path)
+    return configurations(report.rankings, report.keys)
+
+
+def _found(path: Path) -> Report:
+    report = compare_runs(path, Reader(path))
+    if report is None:
+        raise InputError(
+            f"{path}: holds no {FILE_NAME}; give the folder of a run or a sweep, "
+            "or one above them, e.g. outputs"
+        )
+    return report
+
+
+def check_folder(path: Path) -> None:
+    """Raises InputError where there is none to look for runs in."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path}: {what}; give a folder with runs in it, e.g. outputs")
+
+
+def destination(path: Path, out: Path | None) -> Path:
+    """The folder to write to; InputError where it, or ``path``, can't be what it should."""
+    check_folder(path)
     out = path / FOLDER if out is None else out
     if out.exists() and not out.is_dir():
         raise InputError(

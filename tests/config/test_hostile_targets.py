@@ -91,3 +91,61 @@ def test_a_value_still_to_be_interpolated_is_refused() -> None:
     cfg["data"]["root"] = "${oc.env:HOME}"
     with pytest.raises(InputError, match=r"data\.root"):
         check_targets_of_record(cfg)
+
+
+@pytest.mark.parametrize(
+    ("group", "target"),
+    [
+        ("model", "lightning.pytorch.loggers.CSVLogger"),
+        ("model", "torch.optim.SGD"),
+        ("model", "cifar_lab.data.fetch.download.fetch"),
+        ("model", "timm.models.load_state_dict"),
+        ("loss", "cifar_lab.training.callbacks.ema.Ema"),
+        ("loss", "torch.nn.utils.clip_grad_norm_"),
+        ("data", "cifar_lab.data.datamodule.stratified_split"),
+        ("data", "torchvision.datasets.CIFAR10"),
+        ("optimizer", "torch.optim.swa_utils.update_bn"),
+        ("logger", "cifar_lab.training.loggers.tensorboard.hparams_of"),
+        ("surprise", "torch.nn.Linear"),
+    ],
+)
+def test_a_part_of_another_group_is_none_of_this(group: str, target: str) -> None:
+    with pytest.raises(InputError, match="not a part of a run"):
+        check_targets_of_record({group: {"_target_": target}})
+
+
+@pytest.mark.parametrize(
+    ("group", "target"),
+    [
+        ("model", "torchvision.models.resnet18"),
+        ("model", "torchvision.models.get_model"),
+        ("model", "timm.create_model"),
+        ("model", "torch.nn.Sequential"),
+        ("loss", "torch.nn.CrossEntropyLoss"),
+        ("loss", "torch.nn.functional.cross_entropy"),
+        ("scheduler", "cifar_lab.training.schedules.cosine"),
+        ("scheduler", "torch.optim.lr_scheduler.StepLR"),
+        ("trainer", "lightning.pytorch.Trainer"),
+    ],
+)
+def test_the_libraries_parts_are_accepted(group: str, target: str) -> None:
+    check_targets_of_record({group: {"_target_": target}})
+
+
+@pytest.mark.parametrize("path", ["/etc", "../x", "a/../../x", "~/x", "C:\\x", "..\\x"])
+@pytest.mark.parametrize("place", ["callbacks", "monitors", "logger", "trainer"])
+def test_no_part_that_writes_leaves_the_folder(path: str, place: str) -> None:
+    cfg = resolved(*TINY)
+    node = cfg["trainer"] if place == "trainer" else cfg[place].setdefault("x", {})
+    node["dirpath"] = path
+    with pytest.raises(InputError, match="leads out of the run folder"):
+        check_targets_of_record(cfg)
+    node["dirpath"] = "below/it"
+    check_targets_of_record(cfg)
+
+
+def test_advice_to_trust_is_given_for_a_module_of_ones_own_alone() -> None:
+    for target, advised in (("nets.Net", True), ("os.system", False), ("torch.load", False)):
+        with pytest.raises(InputError) as error:
+            check_targets_of_record({"model": {"_target_": target}})
+        assert ("--trust" in str(error.value)) == advised

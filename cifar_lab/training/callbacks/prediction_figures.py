@@ -175,8 +175,21 @@ def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -
     return figure
 
 
+def confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Indices of the wrongly classified images with the highest probability, that one first."""
+    confidence, said = logits.softmax(1).max(1)
+    wrong = (said != labels).nonzero().flatten()
+    order = confidence[wrong].argsort(descending=True, stable=True)[:count]
+    return [int(index) for index in wrong[order]]
+
+
 def draw_worst_mistakes(
-    images: NDArray[np.uint8], logits: Tensor, labels: Tensor, classes: Sequence[str]
+    images: NDArray[np.uint8],
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    confident: bool = False,
 ) -> Figure:
     """Up to `WORST` mistakes, worst first: true class, predicted class and its probability.
 
@@ -186,8 +199,10 @@ def draw_worst_mistakes(
         images: (M, 3, S, S), of which the first N belong to the logits.
         logits: (N, C).
         labels: (N,) int64.
+        confident: the worst are those with the highest probability, and not those with the loss.
     """
-    worst = worst_mistakes(logits, labels, WORST)
+    choose = confident_mistakes if confident else worst_mistakes
+    worst, first = choose(logits, labels, WORST), "probability" if confident else "loss"
     rows = max(1, math.ceil(len(worst) / _COLUMNS))
     height = rows * _CELL_INCHES[1] + _HEAD_INCHES
     figure, axes = _figure(
@@ -206,7 +221,8 @@ def draw_worst_mistakes(
     figure.text(
         0.5,
         1 - 0.5 * _HEAD_INCHES / height,
-        f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, highest loss first\n"
+        f"{len(worst)} of {wrong:,} mistakes in {len(labels):,} test images, "
+        f"highest {first} first\n"
         "true class → predicted class, and the probability it was given",
         ha="center",
         va="center",

@@ -8,7 +8,10 @@ from __future__ import annotations
 import inspect
 import json
 import pkgutil
+import re
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,24 +26,35 @@ RUNTIME_ARGUMENTS = {
 }
 # Arguments that the dataset gives where they are null or left out.
 FROM_THE_DATASET = {"model": {"num_classes", "image_size"}}
-# What a `_target_` read back from a run folder may come from.
-MODULES_OF_A_RUN = (
-    "cifar_lab.data",
-    "cifar_lab.model",
-    "cifar_lab.training",
-    "torch.nn",
-    "torch.optim",
-    "torchvision.models",
-    "torchvision.transforms",
-    "lightning.pytorch.Trainer",
-    "lightning.pytorch.trainer",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.plugins",
-    "torchmetrics",
+# What a `_target_` read back from a run folder may come from, by the group that it is a part of.
+PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
+    # of timm the factory alone: the package has functions that unpickle files
+    "model": ("cifar_lab.model", "torch.nn", "torchvision.models", "timm.create_model"),
+    "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
+    "augment": ("cifar_lab.data.augment",),
+    "loss": ("torch.nn",),
+    "optimizer": ("torch.optim", "cifar_lab.training.optimizers"),
+    "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),
+    "trainer": (
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.trainer",
+        "lightning.pytorch.strategies",
+        "lightning.pytorch.profilers",
+        "lightning.pytorch.plugins",
+    ),
+    "callbacks": ("cifar_lab.training.callbacks", "lightning.pytorch.callbacks"),
+    "monitors": ("cifar_lab.training.callbacks", "lightning.pytorch.callbacks"),
+    "logger": ("cifar_lab.training.loggers", "lightning.pytorch.loggers"),
+}
+# Modules whose functions are parts; elsewhere classes alone are.
+_FUNCTIONS = (
+    *("torchvision.models", "timm.models", "torch.nn.functional"),
+    *("cifar_lab.training.schedules", "cifar_lab.training.optimizers"),
 )
+# Where a name from PARTS_OF_A_RUN was defined, if elsewhere.
+_DEFINED_IN = {"timm.create_model": "timm.models"}
+# Groups whose parts write files.
+_WRITING = ("trainer", "callbacks", "monitors", "logger")
 
 
 def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,28 +148,54 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
     """Whether a configuration read back from a run folder names nothing but parts of a run.
 
     A folder may come from anybody, and a ``_target_`` is code that runs. Call it before anything is
-    built from a record or from ``.hydra/``. Both the name and where the object was defined count:
-    ``torch.nn.os.system`` is none of torch.nn.
+    built from a record or from ``.hydra/``, with the groups that are built. Both the name and where
+    the object was defined count: ``torch.nn.os.system`` is none of torch.nn. Files are written in
+    the run folder alone: no path of a part that writes may lead out of it.
 
     Args:
-        config: resolved, as the record has it.
-        also: further modules to accept, those of the person's own networks.
+        config: resolved, as the record has it; some of its groups do.
+        also: further modules to accept, the person's own. ``nets`` is ``nets.…`` too.
 
     Raises:
-        InputError: a ``_target_`` from elsewhere, or a value that is still to be interpolated.
+        InputError: a ``_target_`` from elsewhere, a value that is still to be interpolated, a path
+            out of the folder. Nothing has been called, and nothing of elsewhere imported.
     """
-    allowed = (*MODULES_OF_A_RUN, *also)
     for path, node in target_nodes(config, ""):
-        target = str(node["_target_"])
-        inside = _lies_in(target.replace(":", "."), allowed)
-        if not inside or not _lies_in(str(locate(path, target).__module__), allowed):
-            raise InputError(
-                f"{path}._target_={target}: not a part of a run ({', '.join(allowed)}); "
-                "it was not called"
-            )
+        target = str(node["_target_"]).replace(":", ".")
+        if _lies_in(target, also):
+            continue
+        allowed = PARTS_OF_A_RUN.get(re.split(r"[.\[]", path)[0], ())
+        if not _lies_in(target, allowed) or not _is_part(locate(path, target), allowed):
+            raise InputError(f"{path}._target_={target}: {_foreign(target)}")
     for key, value in flatten(config):
         if "${" in json.dumps(value):
             raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
+        if key.startswith(tuple(f"{group}." for group in _WRITING)) and _leads_out(value):
+            raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
+
+
+def _is_part(found: Any, allowed: Sequence[str]) -> bool:
+    module = str(getattr(found, "__module__", None))
+    defined = (*allowed, *(_DEFINED_IN[name] for name in allowed if name in _DEFINED_IN))
+    return _lies_in(module, defined) and (inspect.isclass(found) or _lies_in(module, _FUNCTIONS))
+
+
+def _foreign(target: str) -> str:
+    text = "is not a part of a run, and a run folder may come from anybody; it was not called"
+    top = target.partition(".")[0]
+    ours = {module.partition(".")[0] for names in PARTS_OF_A_RUN.values() for module in names}
+    if not top.isidentifier() or top in ours or top in sys.stdlib_module_names:
+        return text
+    return f'{text}. If it is your own, trust it by name: --trust {top} (in Python trust=["{top}"])'
+
+
+def _leads_out(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_leads_out, value))
+    if not isinstance(value, str):
+        return False
+    path = PurePosixPath(value.replace("\\", "/"))
+    return path.is_absolute() or value.startswith("~") or ".." in path.parts or value[1:3] == ":\\"
 
 
 def _lies_in(name: str, modules: Sequence[str]) -> bool:

@@ -140,7 +140,7 @@ class DataModule(LightningDataModule, ABC):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What the record says of the data: name, digest, classes, how many images are copies."""
+        """What the record says of the data, `cifar_lab.records.record.Data`."""
         data = self.dataset
         return {
             "name": data.name,
@@ -154,6 +154,9 @@ class DataModule(LightningDataModule, ABC):
                 "test": len(data.test),
             },
             "duplicates": count_copies(data, self.train_indices, self.val_indices),
+            "image_size": data.image_size[1:],
+            "mean": self.channel_mean,
+            "std": self.channel_std,
         }
 
     def setup(self, stage: str | None = None) -> None:

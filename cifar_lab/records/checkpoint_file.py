@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def load(path: Path) -> dict[str, Any]:
     import torch
 
     verify(path)
+    _check_stored(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
@@ -78,6 +80,28 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "state_dict" not in found:
         raise DamagedError(f"{path.name} is no checkpoint of a run")
     return found
+
+
+def _check_stored(path: Path) -> None:
+    # torch.save packs nothing; torch.load would unpack whatever a file says that it holds
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [i.filename for i in archive.infolist() if i.compress_type or not _plain(i)]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DamagedError(f"{path.name} can't be loaded safely: {error}") from error
+    if packed:
+        raise DamagedError(f"{path.name} can't be loaded safely: {packed[0]} in it is compressed")
+
+
+def _plain(info: zipfile.ZipInfo) -> bool:
+    return info.file_size == info.compress_size
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 that a checkpoint carries, 64 hexadecimal digits; `load` verifies it."""
+    with open(path, "rb") as file:
+        file.seek(-_DIGEST_CHARACTERS, os.SEEK_END)
+        return file.read().decode("ascii")
 
 
 FOLDER = "checkpoints"
@@ -133,23 +157,24 @@ def newest_usable(run_dir: Path) -> Path | None:
     return None
 
 
-def best_checkpoint(run_dir: Path, best_step: int) -> dict[str, Any]:
-    """The checkpoint of the best epoch, from ``best.ckpt`` or from another that holds that step.
+def best_checkpoint(run_dir: Path, best_step: int) -> tuple[Path, dict[str, Any]]:
+    """The best epoch's checkpoint and its file: ``best.ckpt``, or another that holds that step.
 
     Raises:
         DamagedError: none that is whole holds it.
     """
     reasons = []
     for name in (BEST, LAST, PREVIOUS):
+        path = run_dir / FOLDER / name
         try:
-            found = load(run_dir / FOLDER / name)
+            found = load(path)
         except DamagedError as error:
             reasons.append(str(error))
             continue
         if found["global_step"] == best_step:
             if reasons:
                 log.warning("%s; testing %s, which holds the same step", reasons[0], name)
-            return found
+            return path, found
         reasons.append(f"{name} holds step {found['global_step']}")
     raise DamagedError(f"no checkpoint holds the best epoch (step {best_step}): {reasons[0]}")
 

@@ -42,6 +42,7 @@ Time = Annotated[
 ]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Digest = str
+Channels = tuple[float, float, float]
 
 
 class _Part(BaseModel):
@@ -91,6 +92,9 @@ class Data(_Part):
         classes: their names, in the order of the labels.
         images: their number in ``train``, ``val`` and ``test``.
         duplicates: `cifar_lab.data.copies.count_copies`.
+        image_size: (height, width) of each.
+        mean: what is subtracted from each channel of an image in [0, 1].
+        std: what each channel is divided by then. All three None: an older version wrote it.
     """
 
     name: str = ""
@@ -100,6 +104,9 @@ class Data(_Part):
     classes: tuple[str, ...] = ()
     images: dict[str, Count] = {}
     duplicates: dict[str, Count] = {}
+    image_size: tuple[Count, Count] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
     def holds(self, images: str | None) -> bool:
         """Whether they are the images that a start finds now.

@@ -167,14 +167,17 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
 
 
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
-    """The network for the dataset's classes and images; what it takes by name decides.
+    """`build_network` for a dataset."""
+    return build_network(cfg, len(dataset.classes), dataset.image_size[-1])
+
+
+def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
+    """The network for so many classes and images of that width; what it takes by name decides.
 
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-
     target, given = cfg.model["_target_"], cfg.model.get("num_classes")
-    classes, (_, _, width) = len(dataset.classes), dataset.image_size
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "

@@ -176,7 +176,7 @@ def _put_in_place(
     trainer.strategy.barrier()  # rank zero writes the checkpoints, the others read them
     if checkpoints is not None and checkpoints.best_step is not None:
         # by hand: Lightning's test(ckpt_path=...) prints two lines and restores callbacks too
-        best = files.best_checkpoint(run_dir, checkpoints.best_step)
+        _, best = files.best_checkpoint(run_dir, checkpoints.best_step)
         classifier.load_state_dict(best["state_dict"])
         return _validation(best["run"]["metrics"])
     if resume_from is not None and not watch.trained:

@@ -24,6 +24,7 @@ from cifar_lab.config.names import job_name
 from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
+from cifar_lab.records import weights
 
 # Groups of parts, each under a name of its own: `monitors.progress=null` leaves one out.
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
@@ -90,7 +91,12 @@ def run_config(cfg: DictConfig) -> dict[str, Any]:
         InputError: an interpolation that leads nowhere.
     """
     # key by key: a copy of all but that node takes seven times as long
-    return {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    # as if there were none: records of before these keys are of the same runs
+    if config.get("init_from") is None:
+        unused = ("init_from", "init_strict")
+        config = {key: value for key, value in config.items() if key not in unused}
+    return {key: value for key, value in config.items() if key != "freeze" or value}
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:
@@ -118,6 +124,10 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or key
         raise InputError(f"{where}: {first_line(str(error))}") from error
+    if key == "init_from" and value is not None:
+        value = weights.source_of(str(value))
+    if key == "freeze":
+        value = _patterns(value)
     if key == "optimizer" and isinstance(value, dict) and not value.get("groups", True):
         del value["groups"]  # as if there were none: two runs that are the same have one digest
     if key == "trainer" and isinstance(value, dict):
@@ -128,3 +138,13 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
     if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
         value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value
+
+
+def _patterns(value: Any) -> list[str]:
+    words = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise InputError(
+            f"freeze={value}: must be a pattern of parameters' names or a list of them, "
+            "e.g. freeze=[stem.*,stages.0.*]"
+        )
+    return words

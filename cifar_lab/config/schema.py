@@ -108,6 +108,9 @@ class Root:
     cuda_graph: bool = MISSING
     steps_per_call: int | None = MISSING
     resume: Resume = MISSING
+    init_from: str | None = MISSING
+    init_strict: bool = MISSING
+    freeze: Any = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 
 

@@ -12,6 +12,8 @@ KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
     *("monitors", "steps_per_call"),
+    # where the weights lay; their SHA-256 stands beside it
+    "init_from.path",
     # of a sweep; a run's configuration held them in versions before 0.4
     *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
 )

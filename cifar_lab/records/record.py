@@ -117,6 +117,24 @@ class Data(_Part):
         return self.official if images is None else images == self.digest
 
 
+class Init(_Part):
+    """The weights that a run began with (``init_from``).
+
+    Attributes:
+        source: a path, or the name of torchvision's weights.
+        sha256: of the file.
+        taken: how many tensors.
+        new: names of those that the network made itself: a head for other classes.
+        unused: names of those that the network has no place for.
+    """
+
+    source: str
+    sha256: Digest
+    taken: Count
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
 class Timings(_Part):
     """Where the time went; what wasn't measured is None."""
 
@@ -141,6 +159,8 @@ class RunRecord(_Part):
         steps_planned: optimizer steps that the learning rates are laid out for.
         departures: what ran other than configured, a line each.
         metrics: by name, e.g. ``test/acc`` (fractions in [0, 1]); None: not a number.
+        parameters: of the network, frozen ones included.
+        init: the weights it began with; None: its own, drawn with the seed.
         starts: all of them, the first one first.
         checkpoints: paths relative to the run folder.
     """
@@ -174,6 +194,8 @@ class RunRecord(_Part):
     starts: tuple[Start, ...] = ()
     data: Data = Data()
     parameters: Count | None = None
+    init: Init | None = None
+    frozen_parameters: Count = 0
     epochs: Count = 0
     steps: Count = 0
     timings: Timings = Timings()

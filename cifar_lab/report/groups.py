@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,14 +101,14 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Key]]:
 
 
 def text_of(value: Any, precision: int = 4) -> str:
-    """A configuration's value as people write it: ``[2,2]``, ``0.03``, the last word of a path."""
+    """A configuration's value as people write it: ``[2,2]``, ``0.03``; of a digest its beginning."""
     if isinstance(value, float):
         return f"{value:.{precision}g}"
     if isinstance(value, list):
         return "[" + ",".join(text_of(item, precision) for item in value) + "]"
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    return str(value)
+    return value[:12] if re.fullmatch("[0-9a-f]{64}", str(value)) else str(value)
 
 
 def _group(label: str, data: str | None, runs: list[Run], keys: Iterable[str]) -> Group:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from cifar_lab.config.validate import (
 )
 from cifar_lab.errors import InputError
 from cifar_lab.records import processes
+from cifar_lab.records.record import Init
 from cifar_lab.run import compatibility
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
 
     from cifar_lab.training.classifier import Classifier
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.initial_weights import freeze
     from cifar_lab.training.library_logging import route_library_logging
     from cifar_lab.training.steps.compile import prepare
     from cifar_lab.training.steps.cuda_graph import check_calls
@@ -80,6 +83,8 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
+    init = _begin_with(network, resolved, data)
+    frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
     try_optimizer(cfg, optimizer, network)
@@ -96,6 +101,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         optimizer=optimizer,
         schedule=schedule,
         config=resolved,
+        frozen=frozen,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
@@ -110,7 +116,30 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         data=data,
         steps_per_call=cfg.steps_per_call,
         cuda_graph=cfg.cuda_graph,
+        init=init,
     )
+
+
+def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
+    """Gives the network the weights of ``init_from``; a checkpoint that a run goes on from wins."""
+    from cifar_lab.training.initial_weights import read, take_weights
+
+    if (source := resolved.get("init_from")) is None:
+        return None
+    name = source.get("torchvision") or source["path"]
+    target = str(resolved["model"]["_target_"])
+    if "torchvision" in source and not target.startswith("torchvision.models."):
+        raise InputError(
+            f"init_from={name}: torchvision's weights are for its own networks, and this is "
+            f"model._target_={target}"
+        )
+    found = read(source, offline=bool(resolved["data"].get("offline")))
+    classes, strict = len(data.dataset.classes), resolved["init_strict"]
+    try:
+        taken = take_weights(network, found.tensors, classes=classes, strict=strict)
+    except InputError as error:
+        raise InputError(f"init_from={name}: {error}") from error
+    return Init(source=name, sha256=found.sha256, **asdict(taken))
 
 
 def build_data(cfg: DictConfig) -> DataModule:

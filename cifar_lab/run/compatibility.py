@@ -130,7 +130,7 @@ def check_callback(path: str, kind: type) -> None:
         ),
         theirs.BaseFinetuning: (
             "adds parameters that the learning rates are not laid out for; "
-            "freeze layers where the network is made (requires_grad_(False))"
+            "freeze=[stem.*] keeps layers out of the whole fit"
         ),
         theirs.OnExceptionCheckpoint: (
             "has Lightning start from the file that it left; "

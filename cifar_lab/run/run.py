@@ -293,6 +293,8 @@ def _open_record(
         starts=(*(before.all_starts if before else ()), start),
         data=Data(**parts.data.facts),
         parameters=parts.classifier.parameter_count,
+        init=parts.init,
+        frozen_parameters=parts.classifier.frozen_parameter_count,
     )
     return RecordFile(asked.run_dir, record)
 
@@ -317,6 +319,11 @@ def _warn(asked: Request, record: RunRecord) -> None:
         log.warning("%s: goes on, though begun with %s", asked.run_dir, others)
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)
+    if (init := record.init) is not None and not record.resumed:
+        log.info("init_from=%s: %d tensors (SHA-256 %s)", init.source, init.taken, init.sha256)
+        if init.new or init.unused:
+            new, unused = ", ".join(init.new) or "none", ", ".join(init.unused) or "none"
+            log.warning("init_from=%s: new here: %s; not used: %s", init.source, new, unused)
 
 
 def _keep(run_dir: Path, file: RecordFile, result: FitResult) -> None:

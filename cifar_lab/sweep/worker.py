@@ -38,6 +38,7 @@ from cifar_lab.run.build import (
 )
 from cifar_lab.run.run import Request, data_warnings, run
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
+from cifar_lab.training.initial_weights import freeze
 
 
 def check(request: Check) -> int:
@@ -115,7 +116,9 @@ def _build_new(
         assert dataset is not None
         check_devices(resolved["trainer"], resolved["optimizer"])
         if "optimizer" in groups:
-            network = _network(json.dumps(resolved["model"], sort_keys=True), cfg, dataset)
+            frozen = resolved.get("freeze") or []
+            key = json.dumps([resolved["model"], frozen], sort_keys=True)
+            network = _network(key, frozen, cfg, dataset)
             try_optimizer(cfg, build_optimizer(cfg), network)
         return None
     return build(cfg, resolved, Path("unused").absolute()).data
@@ -124,11 +127,12 @@ def _build_new(
 _networks: dict[str, Any] = {}
 
 
-def _network(node: str, cfg: DictConfig, dataset: Dataset) -> Any:
+def _network(node: str, frozen: list[str], cfg: DictConfig, dataset: Dataset) -> Any:
     """The network of the points at hand, made once: what an optimizer is tried on."""
     if node not in _networks:
         _networks.clear()  # one at a time: they may be large
         _networks[node] = build_model(cfg, dataset)
+        freeze(_networks[node], frozen)
     return _networks[node]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -57,6 +57,7 @@ class Classifier(LightningModule):
         optimizer: given the named parameters, makes the optimizer; a factory knows groups of them.
         schedule: (steps made, steps of the fit) -> factor on the learning rate, or one of torch's.
         config: the run's resolved configuration, kept in checkpoints: plain values only.
+        frozen: layers of the network that stay in evaluation mode.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Classifier(LightningModule):
         optimizer: Callable[[NamedParameters], Optimizer] | OptimizerFactory,
         schedule: Callable[[int, int], float] | TorchSchedule,
         config: dict[str, Any],
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.network = network
+        self._frozen = list(frozen)
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -100,6 +103,18 @@ class Classifier(LightningModule):
     def parameter_count(self) -> int:
         """Parameters of the network, frozen ones included."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def frozen_parameter_count(self) -> int:
+        """Those that no step changes."""
+        return sum(p.numel() for p in self.network.parameters() if not p.requires_grad)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, without the frozen layers: their statistics stay what they are."""
+        super().train(mode)
+        for layer in getattr(self, "_frozen", ()):
+            layer.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of normalized images (B, 3, H, W)."""

@@ -17,6 +17,7 @@ from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import load
+from cifar_lab.records.record import Init
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.callbacks.lifecycle import (
     ReportProgress,
@@ -41,13 +42,14 @@ log = logging.getLogger("cifar_lab")
 
 @dataclass
 class Parts:
-    """A run, built and ready."""
+    """A run, built and ready; ``init`` says which weights it begins with, None: its own."""
 
     trainer: Trainer
     classifier: Classifier
     data: DataModule
     steps_per_call: int = 1
     cuda_graph: bool = False
+    init: Init | None = None
 
 
 @dataclass(frozen=True)

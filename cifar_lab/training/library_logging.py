@@ -52,6 +52,8 @@ _IGNORED = (
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
     # our metrics are summed over the ranks before they are logged (Classifier._means)
     (r"It is recommended to use `self\.log\('[^']+', \.\.\., sync_dist=True\)`", UserWarning),
+    # `freeze` keeps BatchNorm layers there, and a network of one's own does it on purpose
+    (r"Found \d+ module\(s\) in eval mode at the start of training", UserWarning),
     # trainer.accelerator=cpu was asked for
     (r"GPU available but not used", UserWarning),
     # on a cluster's login node; who started us is our own business (cifar_lab.records.processes)

@@ -41,7 +41,7 @@ class OptimizerFactory:
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __call__(self, module: nn.Module) -> Optimizer:
-        """The optimizer of all of the module's parameters.
+        """The optimizer of all of the module's parameters that want a gradient.
 
         Args:
             module: a network, or a Classifier; names are those within the network.
@@ -50,7 +50,7 @@ class OptimizerFactory:
             InputError: a group has no parameter or no way to say which, or the optimizer is of a
                 kind that a fit can't use.
         """
-        named = [(_name(name), parameter) for name, parameter in module.named_parameters()]
+        named = [(_name(n), p) for n, p in module.named_parameters() if p.requires_grad]
         optimizer = self.make(self._grouped(module, named) if self.groups else named)
         if reason := _unusable(optimizer):
             raise InputError(f"_target_: {type(optimizer).__name__} {reason}")

@@ -1,0 +1,92 @@
+"""Weights to begin with: what ``init_from`` names, and the bytes that it stands for.
+
+The supervisor of a sweep asks too, so nothing here needs torch;
+`cifar_lab.training.initial_weights` reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.errors import InputError
+from cifar_lab.records.record import FILE_NAME, RunRecord
+
+SAFETENSORS = ".safetensors"
+_TORCHVISION = re.compile(r"\w+_Weights\.\w+")
+# the end of a file that `checkpoint_file.add_digest` has been through
+_CARRIED = re.compile(rb"sha256:([0-9a-f]{64})")
+_CARRIED_BYTES = 71
+ALLOWED = (
+    "must be a run folder, a checkpoint file of a run, a .safetensors file, or the name of "
+    "torchvision's weights, e.g. ResNet18_Weights.IMAGENET1K_V1"
+)
+
+
+def source_of(init_from: str) -> dict[str, Any]:
+    """What ``init_from`` names, without torch: ``{"path", "sha256"}``, or ``{"torchvision"}``.
+
+    Where the file lies decides nothing about a run, its bytes do; a checkpoint's SHA-256 is the one
+    that it carries, and is verified when it is read.
+
+    Args:
+        init_from: a run folder (the weights that it tested), a checkpoint file of a run, a
+            ``.safetensors`` file, or the name of torchvision's weights.
+
+    Raises:
+        InputError: there is no such thing, or a run that has tested no weights.
+    """
+    path = Path(init_from).expanduser()
+    try:
+        found = path.is_dir() or path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a null character
+        found = False
+    if not found:
+        if _TORCHVISION.fullmatch(init_from):
+            return {"torchvision": init_from}
+        raise InputError(f"init_from={init_from}: no such file or folder; {ALLOWED}")
+    file = _tested(init_from, path) if path.is_dir() else path
+    try:
+        status = file.stat()
+        sha256 = _digest(file.absolute(), status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"init_from={init_from}: {reason}; {ALLOWED}") from error
+    return {"path": str(file.absolute()), "sha256": sha256}
+
+
+def _tested(init_from: str, folder: Path) -> Path:
+    """The checkpoint with the weights that the run in ``folder`` tested."""
+    if not (folder / FILE_NAME).is_file():
+        raise InputError(f"init_from={init_from}: holds no {FILE_NAME}; {ALLOWED}")
+    try:
+        record = RunRecord.read(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"init_from={init_from}: its {FILE_NAME}: {error}") from error
+    if record.status == "running" or record.tested is None:
+        raise InputError(
+            f"init_from={init_from}: this run is {record.status} and has tested no weights yet; "
+            f"give one of its checkpoints, e.g. {folder}/checkpoints/last.ckpt"
+        )
+    name = f"checkpoints/{record.tested}.ckpt"
+    if not (folder / name).is_file():
+        raise InputError(
+            f"init_from={init_from}: the run has no {name}, which would hold the weights that it "
+            "tested; give another run or file"
+        )
+    return folder / name
+
+
+@lru_cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    with open(file, "rb") as opened:
+        if file.suffix == SAFETENSORS:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+        opened.seek(-min(size, _CARRIED_BYTES), os.SEEK_END)
+        if carried := _CARRIED.fullmatch(opened.read()):
+            return carried[1].decode()
+    raise ValueError("no checkpoint of a run, or one that is cut off")

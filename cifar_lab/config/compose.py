@@ -24,6 +24,7 @@ from cifar_lab.config.names import job_name
 from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
+from cifar_lab.records.credentials import learn
 
 # Groups of parts, each under a name of its own: `monitors.progress=null` leaves one out.
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
@@ -90,7 +91,9 @@ def run_config(cfg: DictConfig) -> dict[str, Any]:
         InputError: an interpolation that leads nowhere.
     """
     # key by key: a copy of all but that node takes seven times as long
-    return {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    learn(config)
+    return config
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:

@@ -23,8 +23,10 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
+from cifar_lab.records.credentials import hide_in_command, hide_in_override, masked
 from cifar_lab.records.environment import process_started
 from cifar_lab.records.files import write_atomically
 
@@ -50,6 +52,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_no_secrets(cls, values: Any) -> Any:
+        """Records of older versions held what was typed."""
+        if not isinstance(values, dict):
+            return values
+        kept = masked(values)
+        if isinstance(command := values.get("command"), str):
+            kept["command"] = hide_in_command(command)
+        if isinstance(overrides := values.get("overrides"), list | tuple):
+            kept["overrides"] = tuple(
+                hide_in_override(o) if isinstance(o, str) else o for o in overrides
+            )
+        return kept
 
 
 class Git(_Part):
@@ -316,8 +333,8 @@ def now() -> datetime:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command that starts this run again, quoted for a shell."""
-    return shlex.join(["python", "-m", "cifar_lab", *arguments])
+    """The command that starts this run again, quoted for a shell; `MASK` for secrets in it."""
+    return shlex.join(["python", "-m", "cifar_lab", *map(hide_in_override, arguments)])
 
 
 def _of_this_process() -> dict[str, Any]:

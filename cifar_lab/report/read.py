@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_lab.records.credentials import masked
 from cifar_lab.records.digest import deciding
 from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
@@ -165,7 +166,8 @@ def _config(folder: Path, record: RunRecord) -> dict[str, Any]:
         import yaml
 
         try:
-            config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text("utf-8"))
+            text = (folder / ".hydra" / "config.yaml").read_text("utf-8")
+            config = masked(yaml.safe_load(text))
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(
                 f"no configuration, neither in {FILE_NAME} nor in .hydra/config.yaml"

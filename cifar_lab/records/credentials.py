@@ -156,11 +156,12 @@ def _without_value(match: re.Match[str]) -> str:
     value = match["value"].strip("'\"")
     if not is_credential(match["key"]) or _is_harmless(value):
         return match[0]
-    return f"{match['before']}{match['key']}{match['between']}{MASK}"
+    said = ":" if match["value"].endswith(":") else ""  # "api_key=...: must be"
+    return f"{match['before']}{match['key']}{match['between']}{MASK}{said}"
 
 
 def _is_harmless(value: str) -> bool:
-    return value.strip("'\"").lower() in _NOTHING or _INTERPOLATION in value
+    return value.strip("'\":").lower() in _NOTHING or _INTERPOLATION in value
 
 
 # --- in configurations ----------------------------------------------------------------------------

@@ -27,12 +27,16 @@ from pydantic import (
 )
 
 from cifar_lab.records.credentials import hide_in_command, hide_in_override, masked
+from cifar_lab.records.digest import flatten
 from cifar_lab.records.environment import process_started
-from cifar_lab.records.files import write_atomically
+from cifar_lab.records.files import check_file, write_atomically
 
 SCHEMA = 1
 FILE_NAME = "run.json"
 HEARTBEAT_S = 15.0
+# A record of 1,000 classes and as many metrics has some 100 kB.
+_MOST_BYTES = 16 * 2**20
+_MOST = 1e300  # of a number in a configuration: the mean of two is one as well
 
 Status = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 # a job that ended so would end so again: it is never started anew
@@ -43,6 +47,10 @@ Time = Annotated[
     PlainSerializer(lambda t: t.astimezone(UTC).isoformat(timespec="seconds"), return_type=str),
 ]
 Count = Annotated[int, Field(ge=0, le=10**15)]
+# seconds, rates, megabytes: what is beyond was never measured, and its mean is no number
+Measured = Annotated[float, Field(ge=0, le=1e15)]
+# no number: 0 and below mean groups of processes to the system
+Pid = Annotated[int, Field(ge=1, le=2**31)]
 Digest = str
 
 
@@ -130,12 +138,12 @@ class Data(_Part):
 class Timings(_Part):
     """Where the time went; what wasn't measured is None."""
 
-    fit_s: Annotated[float, Field(ge=0)] | None = None
-    images_per_s: Annotated[float, Field(ge=0)] | None = None
-    step_ms: Annotated[float, Field(ge=0)] | None = None
-    data_wait_ms: Annotated[float, Field(ge=0)] | None = None
-    start_to_first_step_s: Annotated[float, Field(ge=0)] | None = None
-    peak_memory_mb: Annotated[float, Field(ge=0)] | None = None
+    fit_s: Measured | None = None
+    images_per_s: Measured | None = None
+    step_ms: Measured | None = None
+    data_wait_ms: Measured | None = None
+    start_to_first_step_s: Measured | None = None
+    peak_memory_mb: Measured | None = None
 
 
 class RunRecord(_Part):
@@ -158,7 +166,7 @@ class RunRecord(_Part):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     status: Status
     host: str = ""
-    pid: int | None = None
+    pid: Pid | None = None
     pid_started: int | None = None
     started: Time | None = None
     heartbeat: Time | None = None
@@ -195,6 +203,15 @@ class RunRecord(_Part):
     def _none_were_read(cls, data: Any) -> Any:
         return Data() if data is None else data
 
+    @field_validator("config")
+    @classmethod
+    def _numbers_are_finite(cls, config: dict[str, Any] | None) -> Any:
+        for key, value in flatten(config or {}):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= _MOST:
+                    raise ValueError(f"{key}: must be a finite number")
+        return config
+
     @field_validator("metrics")
     @classmethod
     def _accuracies_are_fractions(cls, metrics: dict[str, float | None]) -> Any:
@@ -210,7 +227,9 @@ class RunRecord(_Part):
         Raises:
             OSError: there is none. ValueError: it can't be read as one; says why in one line.
         """
-        text = (run_dir / FILE_NAME).read_text(encoding="utf-8")
+        path = run_dir / FILE_NAME
+        check_file(path, most=_MOST_BYTES)
+        text = path.read_text(encoding="utf-8")
         try:
             record = cls.model_validate_json(text)
         except ValidationError as error:

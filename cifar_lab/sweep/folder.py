@@ -82,9 +82,9 @@ class SweepFolder:
         """
         try:
             value = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))["threads"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return value if isinstance(value, int) else None
+        return value if type(value) is int and 1 <= value <= 2**16 else None
 
     def remember(self, **fields: Any) -> None:
         """Writes sweep.json, unless it is there."""

@@ -21,7 +21,7 @@ from tests.conftest import TINY, record_of
 Lab = Callable[..., tuple[int, str, str]]
 CANARY = "CANARY-4711"
 # A logger of a person's own: it says in a file beside what it was given, and can stop or fail.
-TRACKER = '''
+TRACKER = """
 import logging, signal
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Tracker(DummyLogger):
             signal.raise_signal(signal.SIGTERM)
         if self.then == "fail":
             raise RuntimeError(f"{self.given[1]} refuses {self.given[0]}")
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,9 @@ def test_no_byte_of_a_run_holds_it(
         return
     assert status == (1 if then else 0), err
     assert "logging in with ***" in out
-    assert place == "a job's environment" or CANARY in Path("given").read_text() or "more" in typed[0]
+    assert (
+        place == "a job's environment" or CANARY in Path("given").read_text() or "more" in typed[0]
+    )
     assert "posting with" in Path("run/train.log").read_text()
     kept = record_of(Path("run"))["config"]["logger"]["tracker"]
     if place == "the environment":

@@ -80,5 +80,5 @@ def _kept(value: Any, typed: Any, key: str) -> Any:
     shown = masked({"secret": value})["secret"] if secret else masked(value)
     if isinstance(typed, str) and "${oc.env:" in typed and key not in _PATHS:
         # a typed one may hold a secret of its own, as the other half of a URL
-        return hide(typed) if shown != value or MASK == shown or changes_no_result(key) else value
+        return hide(typed) if shown != value or shown == MASK or changes_no_result(key) else value
     return shown

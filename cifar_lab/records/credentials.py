@@ -22,14 +22,12 @@ from cifar_lab.errors import InputError
 MASK = "***"
 # Words of a key's last part (api_key: api, key), in any spelling: apiKey, API-KEY.
 _ALWAYS = frozenset(
-    "password passwords passwd pwd passphrase passcode secret secrets credential credentials "
-    "authorization apikey apikeys accesskey secretkey bearer".split()
+    ["password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials", "authorization", "apikey", "apikeys", "accesskey", "secretkey", "bearer"]
 )
-_BEFORE_KEY = frozenset("api access private secret account auth encryption signing license".split())
+_BEFORE_KEY = frozenset(["api", "access", "private", "secret", "account", "auth", "encryption", "signing", "license"])
 # `class_token` and `pad_token` are of networks
 _BEFORE_TOKEN = frozenset(
-    "api access auth bearer bot csrf github gitlab hf hub huggingface id private personal refresh "
-    "sas secret security service session upload user wandb write".split()
+    ["api", "access", "auth", "bearer", "bot", "csrf", "github", "gitlab", "hf", "hub", "huggingface", "id", "private", "personal", "refresh", "sas", "secret", "security", "service", "session", "upload", "user", "wandb", "write"]
 )
 _ALONE = frozenset({"auth", "pass", "pw", "sig", "token", "tokens"})
 _NOTHING = frozenset({"", "null", "none", "true", "false", MASK})

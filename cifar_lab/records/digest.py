@@ -34,8 +34,7 @@ STANDING_VALUES: dict[str, Any] = {
 }
 # Of Lightning's callbacks those that only look on, as the group monitors does.
 _ONLOOKERS = frozenset(
-    "DeviceStatsMonitor LearningRateMonitor ModelSummary ProgressBar RichModelSummary "
-    "RichProgressBar ThroughputMonitor TQDMProgressBar".split()
+    ["DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar", "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"]
 )
 # Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
 # runs of older versions are found again.

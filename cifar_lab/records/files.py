@@ -32,9 +32,7 @@ def check_file(path: Path, *, most: int) -> None:
     if not stat.S_ISREG(status.st_mode):  # a pipe, which would keep its reader for ever
         raise ValueError(f"{path.name}: is no file")
     if status.st_size > most:
-        raise ValueError(
-            f"{path.name}: has {status.st_size:,} bytes; at most {most:,} are read"
-        )
+        raise ValueError(f"{path.name}: has {status.st_size:,} bytes; at most {most:,} are read")
 
 
 def sync_folder(folder: Path) -> None:

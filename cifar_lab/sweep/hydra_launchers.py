@@ -57,7 +57,9 @@ def run_grid(
     returned: Sequence[JobReturn] = []
     lost = ""
     with sweep.locked():
-        OmegaConf.save(without_secrets(master), sweep.path / "multirun.yaml")  # as Hydra's sweeper does
+        OmegaConf.save(
+            without_secrets(master), sweep.path / "multirun.yaml"
+        )  # as Hydra's sweeper does
         try:
             returned = launcher.launch(jobs, initial_job_idx=0)
         except Interrupted as stop:

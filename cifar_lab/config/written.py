@@ -55,7 +55,7 @@ def hide_in_files(folder: Path) -> None:
 
 
 def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of what differs; what has no dotted key is replaced with its parent."""
+    """Dotted keys and values of what differs; what has no dotted key goes with its parent."""
     if before == after:
         return
     if isinstance(before, dict) and not any("." in str(name) for name in before):
@@ -74,8 +74,9 @@ def _kept(value: Any, typed: Any, key: str) -> Any:
         its = typed if isinstance(typed, Mapping) else {}
         return {k: _kept(v, its.get(k), f"{key}.{k}".lstrip(".")) for k, v in value.items()}
     if isinstance(value, list):
-        its = typed if isinstance(typed, list) and len(typed) == len(value) else [None] * len(value)
-        return [_kept(v, t, key) for v, t in zip(value, its, strict=True)]
+        same = isinstance(typed, list) and len(typed) == len(value)
+        pairs = zip(value, typed if same else [None] * len(value), strict=True)
+        return [_kept(v, t, key) for v, t in pairs]
     secret = any(is_credential(part, value) for part in key.split("."))
     shown = masked({"secret": value})["secret"] if secret else masked(value)
     if isinstance(typed, str) and "${oc.env:" in typed and key not in _PATHS:

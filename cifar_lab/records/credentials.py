@@ -1,8 +1,8 @@
 """Passwords, tokens and keys: known by their names or their places, and masked wherever they go.
 
 A record, a report and a log are made to be passed on. What a person gives as
-``logger.tracker.api_key`` or in ``postgresql://bob:...@host`` reaches the library that needs it, and
-nothing else: ``***`` stands in its place. docs/secrets.md says how it is given.
+``logger.tracker.api_key`` or in ``postgresql://bob:...@host`` reaches the library that needs it,
+and nothing else: ``***`` stands in its place. docs/secrets.md says how it is given.
 """
 
 from __future__ import annotations
@@ -21,14 +21,33 @@ from cifar_lab.errors import InputError
 
 MASK = "***"
 # Words of a key's last part (api_key: api, key), in any spelling: apiKey, API-KEY.
+# fmt: off
 _ALWAYS = frozenset(
-    ["password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials", "authorization", "apikey", "apikeys", "accesskey", "secretkey", "bearer"]
+    {
+        "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret",
+        "secrets", "credential", "credentials", "authorization", "apikey", "apikeys",
+        "accesskey", "secretkey", "bearer",
+    }
 )
-_BEFORE_KEY = frozenset(["api", "access", "private", "secret", "account", "auth", "encryption", "signing", "license"])
+# fmt: on
+# fmt: off
+_BEFORE_KEY = frozenset(
+    {
+        "api", "access", "private", "secret", "account", "auth", "encryption", "signing",
+        "license",
+    }
+)
+# fmt: on
 # `class_token` and `pad_token` are of networks
+# fmt: off
 _BEFORE_TOKEN = frozenset(
-    ["api", "access", "auth", "bearer", "bot", "csrf", "github", "gitlab", "hf", "hub", "huggingface", "id", "private", "personal", "refresh", "sas", "secret", "security", "service", "session", "upload", "user", "wandb", "write"]
+    {
+        "api", "access", "auth", "bearer", "bot", "csrf", "github", "gitlab", "hf", "hub",
+        "huggingface", "id", "private", "personal", "refresh", "sas", "secret", "security",
+        "service", "session", "upload", "user", "wandb", "write",
+    }
 )
+# fmt: on
 _ALONE = frozenset({"auth", "pass", "pw", "sig", "token", "tokens"})
 _NOTHING = frozenset({"", "null", "none", "true", "false", MASK})
 _INTERPOLATION = "${"

@@ -33,9 +33,14 @@ STANDING_VALUES: dict[str, Any] = {
     "callbacks.checkpoints.every_minutes": 5.0,
 }
 # Of Lightning's callbacks those that only look on, as the group monitors does.
+# fmt: off
 _ONLOOKERS = frozenset(
-    ["DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar", "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"]
+    {
+        "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar",
+        "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar",
+    }
 )
+# fmt: on
 # Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
 # runs of older versions are found again.
 MOVED = {

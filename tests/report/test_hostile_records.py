@@ -60,7 +60,11 @@ def put(record: dict[str, Any], place: tuple[Any, ...], text: str) -> str:
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_every_run_is_listed_or_said_to_be_unreadable(tmp_path: Path, text: str) -> None:
-    more = {"timings": {"fit_s": 1.0, "images_per_s": 2.0}, "best_epoch": 2, "threads": 1}
+    more: dict[str, Any] = {
+        "timings": {"fit_s": 1.0, "images_per_s": 2.0},
+        "best_epoch": 2,
+        "threads": 1,
+    }
     folder = write_run(tmp_path / "runs" / "good", parameters=5, **more)
     record = json.loads((folder / "run.json").read_text())
     every = list(places(record))

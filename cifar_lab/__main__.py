@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from cifar_lab import signals
 from cifar_lab.errors import InputError, Interrupted, JobFailed
-from cifar_lab.records import processes
+from cifar_lab.records import credentials, processes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     signals.install()
     arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    credentials.learn_arguments(arguments)
     try:
         from cifar_lab.config.overrides import flags_first
 
@@ -48,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _through_hydra(arguments)
         return _one_run(arguments)
     except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
+        print(f"cifar_lab: {credentials.hide(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         from cifar_lab.records.record import command_line
 
         if not stop.told:  # before there was a folder: the same command is the one that continues
+            if said := credentials.advice(arguments):
+                print(f"cifar_lab: {said}", file=sys.stderr)
             print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # `--help | head`: the reader has what it wanted
@@ -75,6 +78,7 @@ def _checked(arguments: list[str]) -> list[str]:
     overrides = [argument for argument in arguments if argument not in flags]
     for override in overrides:
         check_renamed(override)
+    credentials.check_none_masked(overrides)
     check_unique(overrides)
     if not flags and "hydra.mode=MULTIRUN" in overrides:
         overrides.remove("hydra.mode=MULTIRUN")
@@ -145,6 +149,7 @@ def _through_hydra(arguments: list[str]) -> int:
         from omegaconf import open_dict, read_write
 
         from cifar_lab.config.overrides import is_of_the_sweep
+        from cifar_lab.config.written import hide_in_files
         from cifar_lab.run.run import Request, run
 
         hydra_cfg = cast("DictConfig", HydraConfig.get())
@@ -152,6 +157,9 @@ def _through_hydra(arguments: list[str]) -> int:
             hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
         overrides = [o for o in typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
         run_dir = Path(hydra_cfg.runtime.output_dir)
+        credentials.guard_streams()
+        if hydra_cfg.output_subdir is not None:
+            hide_in_files(run_dir / hydra_cfg.output_subdir)
         if os.getpid() != here and threading.current_thread() is threading.main_thread():
             signals.install()
         try:
@@ -220,6 +228,7 @@ def entry_point() -> NoReturn:
     at the end Python would take both apart again, for another 1.4 s.
     """
     gc.disable()
+    credentials.guard_streams()
     status = main()
     # what its own end does before that: threads, what others registered, the streams
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001  (no public way)

@@ -25,6 +25,7 @@ from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records import weights
+from cifar_lab.records.credentials import learn
 
 # Groups of parts, each under a name of its own: `monitors.progress=null` leaves one out.
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
@@ -92,6 +93,7 @@ def run_config(cfg: DictConfig) -> dict[str, Any]:
     """
     # key by key: a copy of all but that node takes seven times as long
     config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    learn(config)
     # as if there were none: records of before these keys are of the same runs
     if config.get("init_from") is None:
         unused = ("init_from", "init_strict")

@@ -6,6 +6,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from cifar_lab.records.credentials import hide_in_override
+
 
 def job_name(overrides: Sequence[str]) -> str:
     """A short readable folder name without brackets or commas: what was varied, and a digest."""
@@ -18,7 +20,7 @@ def job_words(overrides: Sequence[str]) -> list[str]:
     """Each override as a word for a file name, e.g. ``lr0.1``."""
     words = []
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, _, value = hide_in_override(override.lstrip("+~")).partition("=")
         name = key.rpartition(".")[2]
         value = value.strip("[]'\"")
         if _is_number(value) and len(value) > 8:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cifar_lab.records.credentials import hide_by_form, is_credential
+
 # Neither the result nor the data depend on these keys: the digest leaves them out.
 KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
@@ -14,9 +16,32 @@ KEYS_THAT_CHANGE_NO_RESULT = (
     *("monitors", "steps_per_call"),
     # where the weights lay; their SHA-256 stands beside it
     "init_from.path",
+    # what only looks on
+    *("trainer.detect_anomaly", "trainer.inference_mode", "trainer.enable_progress_bar"),
+    *("trainer.enable_checkpointing", "trainer.enable_autolog_hparams"),
     # of a sweep; a run's configuration held them in versions before 0.4
     *("slots", "retries", "job_timeout", "fail_fast", "report", "sweep"),
 )
+# These decide none either, and digests of older versions are of their values: what conf/ gives them
+# stands in the place of any other, so that what has run before is found again.
+STANDING_VALUES: dict[str, Any] = {
+    "data.workers": 2,
+    "data.stall_s": 15,
+    "data.min_rate": 100000,
+    "trainer.log_every_n_steps": 50,
+    "trainer.profiler": None,
+    "trainer.enable_model_summary": False,
+    "callbacks.checkpoints.every_minutes": 5.0,
+}
+# Of Lightning's callbacks those that only look on, as the group monitors does.
+# fmt: off
+_ONLOOKERS = frozenset(
+    {
+        "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar",
+        "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar",
+    }
+)
+# fmt: on
 # Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
 # runs of older versions are found again.
 MOVED = {
@@ -43,12 +68,21 @@ NEW_AND_BEFORE: dict[str, Any] = {
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of what decides a run's result, whichever version wrote them."""
-    return {
-        key: _as_before(key, value)
-        for key, value in flatten(config)
-        if not changes_no_result(key)
-        and not (key in NEW_AND_BEFORE and value == NEW_AND_BEFORE[key])
-    }
+    found = {}
+    looking_on = tuple(f"callbacks.{name}." for name in _onlookers(config.get("callbacks")))
+    for key, value in flatten(config):
+        if changes_no_result(key) or (key in NEW_AND_BEFORE and value == NEW_AND_BEFORE[key]):
+            continue
+        # a new password makes no other run
+        secret = any(is_credential(part, value) for part in key.split("."))
+        if secret or key.startswith(looking_on):
+            continue
+        standing = next((name for name in STANDING_VALUES if _lies_below(key, name)), None)
+        if standing is None:
+            found[key] = _as_before(key, value)
+        else:
+            found[standing] = STANDING_VALUES[standing]
+    return found
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -57,9 +91,18 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _onlookers(callbacks: Any) -> Iterator[str]:
+    for name, node in callbacks.items() if isinstance(callbacks, Mapping) else ():
+        target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+        if target.startswith("lightning.") and target.rpartition(".")[2] in _ONLOOKERS:
+            yield str(name)
+
+
 def _as_before(key: str, value: Any) -> Any:
-    if key.rpartition(".")[2] != "_target_" or not isinstance(value, str):
+    if not isinstance(value, str):
         return value
+    if key.rpartition(".")[2] != "_target_":
+        return hide_by_form(value)
     module, dot, name = value.rpartition(".")
     return f"{_BEFORE.get(module, module)}{dot}{name}"
 
@@ -76,7 +119,11 @@ def run_digest(config_digest: str, images: str) -> str:
 
 def changes_no_result(key: str) -> bool:
     """Whether a dotted key has no part in what a run computes."""
-    return any(key == name or key.startswith(name + ".") for name in KEYS_THAT_CHANGE_NO_RESULT)
+    return any(_lies_below(key, name) for name in KEYS_THAT_CHANGE_NO_RESULT)
+
+
+def _lies_below(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

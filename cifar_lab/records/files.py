@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def check_file(path: Path, *, most: int) -> None:
+    """Raises ValueError for what is no file, or has more than ``most`` bytes; OSError for none."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe, which would keep its reader for ever
+        raise ValueError(f"{path.name}: is no file")
+    if status.st_size > most:
+        raise ValueError(f"{path.name}: has {status.st_size:,} bytes; at most {most:,} are read")
 
 
 def sync_folder(folder: Path) -> None:

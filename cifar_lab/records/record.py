@@ -23,14 +23,20 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
+from cifar_lab.records.credentials import hide_in_command, hide_in_override, masked
+from cifar_lab.records.digest import flatten
 from cifar_lab.records.environment import process_started
-from cifar_lab.records.files import write_atomically
+from cifar_lab.records.files import check_file, write_atomically
 
 SCHEMA = 1
 FILE_NAME = "run.json"
 HEARTBEAT_S = 15.0
+# A record of 1,000 classes and as many metrics has some 100 kB.
+_MOST_BYTES = 16 * 2**20
+_MOST = 1e300  # of a number in a configuration: the mean of two is one as well
 
 Status = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 # a job that ended so would end so again: it is never started anew
@@ -41,6 +47,10 @@ Time = Annotated[
     PlainSerializer(lambda t: t.astimezone(UTC).isoformat(timespec="seconds"), return_type=str),
 ]
 Count = Annotated[int, Field(ge=0, le=10**15)]
+# seconds, rates, megabytes: what is beyond was never measured, and its mean is no number
+Measured = Annotated[float, Field(ge=0, le=1e15)]
+# no number: 0 and below mean groups of processes to the system
+Pid = Annotated[int, Field(ge=1, le=2**31)]
 Digest = str
 Channels = tuple[float, float, float]
 
@@ -51,6 +61,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         extra="allow", frozen=True, allow_inf_nan=False, populate_by_name=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_no_secrets(cls, values: Any) -> Any:
+        """Records of older versions held what was typed."""
+        if not isinstance(values, dict):
+            return values
+        kept = masked(values)
+        if isinstance(command := values.get("command"), str):
+            kept["command"] = hide_in_command(command)
+        if isinstance(overrides := values.get("overrides"), list | tuple):
+            kept["overrides"] = tuple(
+                hide_in_override(o) if isinstance(o, str) else o for o in overrides
+            )
+        return kept
 
 
 class Git(_Part):
@@ -138,12 +163,12 @@ class Init(_Part):
 class Timings(_Part):
     """Where the time went; what wasn't measured is None."""
 
-    fit_s: Annotated[float, Field(ge=0)] | None = None
-    images_per_s: Annotated[float, Field(ge=0)] | None = None
-    step_ms: Annotated[float, Field(ge=0)] | None = None
-    data_wait_ms: Annotated[float, Field(ge=0)] | None = None
-    start_to_first_step_s: Annotated[float, Field(ge=0)] | None = None
-    peak_memory_mb: Annotated[float, Field(ge=0)] | None = None
+    fit_s: Measured | None = None
+    images_per_s: Measured | None = None
+    step_ms: Measured | None = None
+    data_wait_ms: Measured | None = None
+    start_to_first_step_s: Measured | None = None
+    peak_memory_mb: Measured | None = None
 
 
 class RunRecord(_Part):
@@ -168,7 +193,7 @@ class RunRecord(_Part):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     status: Status
     host: str = ""
-    pid: int | None = None
+    pid: Pid | None = None
     pid_started: int | None = None
     started: Time | None = None
     heartbeat: Time | None = None
@@ -207,6 +232,15 @@ class RunRecord(_Part):
     def _none_were_read(cls, data: Any) -> Any:
         return Data() if data is None else data
 
+    @field_validator("config")
+    @classmethod
+    def _numbers_are_finite(cls, config: dict[str, Any] | None) -> Any:
+        for key, value in flatten(config or {}):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= _MOST:
+                    raise ValueError(f"{key}: must be a finite number")
+        return config
+
     @field_validator("metrics")
     @classmethod
     def _accuracies_are_fractions(cls, metrics: dict[str, float | None]) -> Any:
@@ -222,7 +256,9 @@ class RunRecord(_Part):
         Raises:
             OSError: there is none. ValueError: it can't be read as one; says why in one line.
         """
-        text = (run_dir / FILE_NAME).read_text(encoding="utf-8")
+        path = run_dir / FILE_NAME
+        check_file(path, most=_MOST_BYTES)
+        text = path.read_text(encoding="utf-8")
         try:
             record = cls.model_validate_json(text)
         except ValidationError as error:
@@ -345,8 +381,8 @@ def now() -> datetime:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command that starts this run again, quoted for a shell."""
-    return shlex.join(["python", "-m", "cifar_lab", *arguments])
+    """The command that starts this run again, quoted for a shell; `MASK` for secrets in it."""
+    return shlex.join(["python", "-m", "cifar_lab", *map(hide_in_override, arguments)])
 
 
 def _of_this_process() -> dict[str, Any]:

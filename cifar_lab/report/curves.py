@@ -8,6 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cifar_lab.records.files import check_file
+
+# 400,000 rows of a usual run
+_MOST_BYTES = 64 * 2**20
+_MOST_EPOCHS = 1e9
 Curves = dict[str, NDArray[np.float64]]
 
 
@@ -20,6 +25,8 @@ def read_curves(run_dir: Path) -> Curves:
         OSError, ValueError: the file can't be read as what it should be.
     """
     path = run_dir / "metrics.csv"
+    if path.exists():
+        check_file(path, most=_MOST_BYTES)
     table = _from_csv(path) if path.exists() else _from_events(run_dir / "tensorboard")
     if table.empty:
         return {}
@@ -28,6 +35,8 @@ def read_curves(run_dir: Path) -> Curves:
     if not table["epoch"].is_unique:
         table = table.groupby("epoch", as_index=False, sort=True).last()  # of each cell that is set
     columns = {str(name): table[name].to_numpy(np.float64) for name in names}
+    if not (abs(columns["epoch"]) < _MOST_EPOCHS).all():
+        raise ValueError("an epoch is no number that a run gets to")
     columns["epoch"] = columns["epoch"] + 1
     return {name: column for name, column in columns.items() if not np.isnan(column).all()}
 

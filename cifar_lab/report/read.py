@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_lab.records.credentials import masked
 from cifar_lab.records.digest import deciding
+from cifar_lab.records.files import check_file
 from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
 
+# What a file that is not what it should be may raise while it is read.
+_NOT_READ = (OSError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError)
+# 100,000 test images of 1,000 classes
+_MOST_PREDICTIONS = 400 * 2**20
+_MOST_CLASSES = 4096
+_MOST_CONFIG = 2**20
 # Of predictions that don't hold their own.
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -82,9 +91,15 @@ class Run:
     def predictions(self) -> Predictions | None:
         """What it answered to the test images; None where no predictions lie."""
         try:
+            path = self.path / "predictions.npz"
+            check_file(path, most=_MOST_PREDICTIONS)
+            with ZipFile(path) as members:
+                # a few bytes may unpack to any size
+                if sum(member.file_size for member in members.infolist()) > _MOST_PREDICTIONS:
+                    return None
             # opened here: np.load leaves the file open where it isn't one of its own
             with (
-                open(self.path / "predictions.npz", "rb") as file,
+                open(path, "rb") as file,
                 np.load(file, allow_pickle=False) as saved,
             ):
                 labels, logits = saved["labels"], saved["logits"]
@@ -93,11 +108,13 @@ class Run:
             if labels.shape != said.shape or not labels.size or labels.min() < 0:
                 return None
             count = max(logits.shape[1], int(labels.max()) + 1)
+            if count > _MOST_CLASSES:
+                return None
             if len(classes) != count:  # written before predictions held the names
                 ten = count == len(CLASSES) and self.data_name in ("cifar10", "synthetic")
                 classes = CLASSES if ten else tuple(map(str, range(count)))
             return Predictions(labels.astype(np.int64), said.astype(np.int64), classes)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        except (*_NOT_READ, KeyError, EOFError, BadZipFile, zlib.error, NotImplementedError):
             return None
 
 
@@ -126,12 +143,12 @@ class Reader:
             try:
                 record = RunRecord.read(folder)
                 config = _config(folder, record)
-            except (OSError, ValueError, RecursionError) as error:
+            except _NOT_READ as error:
                 broken.append((name, _reason(error)))
                 continue
             try:
                 curves = self._read_curves(folder)
-            except (OSError, ValueError) as error:
+            except _NOT_READ as error:
                 broken.append((f"{name}/metrics.csv", f"curves left out: {_reason(error)}"))
                 curves = {}
             runs.append(_run(folder, name, record, config, curves))
@@ -165,7 +182,13 @@ def _config(folder: Path, record: RunRecord) -> dict[str, Any]:
         import yaml
 
         try:
-            config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text("utf-8"))
+            path = folder / ".hydra" / "config.yaml"
+            check_file(path, most=_MOST_CONFIG)
+            text = path.read_text("utf-8")
+            # a few lines of references to references may stand for any number of values
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError(f"{path.name}: holds references, as no run writes them")
+            config = masked(yaml.safe_load(text))
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(
                 f"no configuration, neither in {FILE_NAME} nor in .hydra/config.yaml"
@@ -207,7 +230,7 @@ def _selection(record: RunRecord, curves: Curves) -> float | None:
         return last  # and no row of a curve, which in an epoch validated twice may be another's
     # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]
-    return float(of_best[-1]) if of_best.size and np.isfinite(of_best[-1]) else last
+    return float(of_best[-1]) if of_best.size and 0 <= of_best[-1] <= 1 else last
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from cifar_lab.config.validate import (
     check_processes,
     check_resolved,
 )
+from cifar_lab.config.written import config_to_keep
 from cifar_lab.errors import InputError
 from cifar_lab.records import processes
 from cifar_lab.records.record import Init
@@ -100,7 +101,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         loss=loss,
         optimizer=optimizer,
         schedule=schedule,
-        config=resolved,
+        config=config_to_keep(cfg, resolved),
         frozen=frozen,
     )
     trainer = _trainer(cfg, resolved, run_dir)

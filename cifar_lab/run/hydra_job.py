@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from cifar_lab.config.schema import CONFIG_NAME
+from cifar_lab.config.written import without_secrets
 from cifar_lab.records.processes import rank
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def run_in_hydra_job(cfg: DictConfig, run_dir: Path, task: Callable[[], int]) ->
         kept = cfg.hydra.output_subdir
         if rank() > 0 or (kept is not None and (run_dir / kept).exists()):
             cfg.hydra.output_subdir = None  # the first start's is never overwritten
+    cfg = without_secrets(cfg)  # it is what Hydra writes down; the task has its own
     callbacks = Callbacks(cfg)
     # a process that a sweep started has composed nothing; running a job doesn't either
     known = GlobalHydra.instance().is_initialized()

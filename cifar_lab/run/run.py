@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cifar_lab import signals
 from cifar_lab.config.compose import run_config
+from cifar_lab.config.written import config_to_keep
 from cifar_lab.errors import Diverged, InputError, Interrupted
-from cifar_lab.records import processes
+from cifar_lab.records import credentials, processes
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.files import remove_leftovers, write_atomically
@@ -76,6 +77,11 @@ class Request:
     def config(self) -> dict[str, Any]:
         """Resolved, as plain containers, without Hydra's node."""
         return run_config(self.cfg)
+
+    @cached_property
+    def config_to_keep(self) -> dict[str, Any]:
+        """``config`` as it may be written down."""
+        return config_to_keep(self.cfg, self.config)
 
     @property
     def overrides_with_folder(self) -> list[str]:
@@ -212,6 +218,7 @@ def _train(
     from cifar_lab.training.fit import fit_and_test
 
     _say_once_if_the_log_fails()
+    credentials.guard_log()
     file: RecordFile | None = None
     checkpoint = earlier.checkpoint
     with ExitStack() as stack:
@@ -282,7 +289,7 @@ def _open_record(
         command=start.command,
         overrides=tuple(asked.overrides),
         config_digest=config_digest(asked.config),
-        config=asked.config,
+        config=asked.config_to_keep,
         seed=asked.config["seed"],
         threads=start.threads,
         resumed=checkpoint is not None,
@@ -370,11 +377,12 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     """Every ending but the good one: says it in the record and in one last line."""
     if isinstance(error, InputError) and file is None:
         raise error
-    last_line = f"log: {asked.run_dir / 'train.log'}"
+    last_line, said = f"log: {asked.run_dir / 'train.log'}", None
     ending: Status
     if isinstance(error, Interrupted):
         status, ending, text = error.exit_status, "interrupted", None
         last_line = f"to continue: {command_line(asked.overrides_with_folder)}"
+        said = credentials.advice(asked.overrides)
     elif isinstance(error, Diverged):
         status, ending, text = 1, "diverged", str(error)
         log.error("diverged: %s", error)
@@ -390,7 +398,8 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
         # Lightning kills all processes of a fit where one it started ends with another status:
         # the first rank says how it ended, and needs the time to write it down
         return 0 if isinstance(error, Interrupted) else status
-    print(f"cifar_lab: {last_line}", file=sys.stderr)
+    for line in filter(None, (said, last_line)):
+        print(f"cifar_lab: {line}", file=sys.stderr)
     return status
 
 

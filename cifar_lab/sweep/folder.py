@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import config_digest
 from cifar_lab.records.files import write_atomically
 from cifar_lab.records.record import SCHEMA, RunRecord
 
@@ -82,9 +83,9 @@ class SweepFolder:
         """
         try:
             value = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))["threads"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return value if isinstance(value, int) else None
+        return value if type(value) is int and 1 <= value <= 2**16 else None
 
     def remember(self, **fields: Any) -> None:
         """Writes sweep.json, unless it is there."""
@@ -113,9 +114,7 @@ class SweepFolder:
         for path in sorted(self.path.glob(f"*{suffix}/")):
             named = record_of(path)
             # what ended before it had read any images is known by its name
-            if named is None or (
-                named.config_digest == digest and named.data.digest in (images, "")
-            ):
+            if named is None or (digest_of(named) == digest and named.data.digest in (images, "")):
                 return path, named
         return None
 
@@ -125,8 +124,13 @@ class SweepFolder:
         found = defaultdict(list)
         for path in sorted(self.path.glob("*/")):
             if (record := record_of(path)) is not None:
-                found[record.config_digest].append(path)
+                found[digest_of(record)].append(path)
         return found
+
+
+def digest_of(record: RunRecord) -> str:
+    """Of the record's configuration; an older version's counted keys that decide no result."""
+    return config_digest(record.config) if record.config else record.config_digest
 
 
 def record_of(run_dir: Path) -> RunRecord | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, normalized
+from cifar_lab.config.written import without_secrets
 from cifar_lab.errors import Interrupted, JobFailed
 from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.launch import print_continue
@@ -56,7 +57,9 @@ def run_grid(
     returned: Sequence[JobReturn] = []
     lost = ""
     with sweep.locked():
-        OmegaConf.save(master, sweep.path / "multirun.yaml")  # as Hydra's sweeper does
+        OmegaConf.save(
+            without_secrets(master), sweep.path / "multirun.yaml"
+        )  # as Hydra's sweeper does
         try:
             returned = launcher.launch(jobs, initial_job_idx=0)
         except Interrupted as stop:

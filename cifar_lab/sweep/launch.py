@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.records import credentials
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.record import SETTLED, Data, Git, Start, command_line, made_otherwise, now
 from cifar_lab.sweep import process
@@ -64,6 +65,7 @@ class GridSource:
 def check_settings(master: DictConfig) -> None:
     """Raises InputError for a setting that is out of range, or of a search where there is none."""
     sweep = master.sweep
+    credentials.learn({key: value for key, value in sweep.items() if isinstance(value, str)})
     for key, least in (("slots", 1), ("retries", 0)):
         if sweep[key] is not None and sweep[key] < least:
             raise InputError(f"sweep.{key}={sweep[key]}: must be at least {least}")
@@ -409,6 +411,8 @@ def print_continue(path: Path) -> None:
     """Says the command that takes up the sweep in ``path``."""
     kept = [a for a in _arguments() if not a.lstrip("+").startswith("hydra.sweep.dir=")]
     command = command_line([*kept, f"hydra.sweep.dir={path}"])
+    if said := credentials.advice(kept):
+        print(f"cifar_lab: {said}", file=sys.stderr, flush=True)
     print(f"cifar_lab: to continue: {command}", file=sys.stderr, flush=True)
 
 

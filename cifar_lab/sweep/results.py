@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab import signals
+from cifar_lab.records.credentials import hide, masked
 from cifar_lab.records.files import write_atomically
 from cifar_lab.sweep.supervisor import SweepJob
 
@@ -60,10 +61,10 @@ def _row(job: SweepJob) -> dict[str, Any]:
     return {
         "job": job.run_dir.name,
         "status": job.status,
-        **job.point.swept,
+        **masked(job.point.swept),
         "seed": job.point.config["seed"],
         "epochs": None if record is None else record.epochs,
         **{name: metrics.get(name) for name in _METRICS},
         "fit_s": None if record is None else record.timings.fit_s,
-        "error": job.error,
+        "error": None if job.error is None else hide(job.error),
     }

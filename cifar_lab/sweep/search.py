@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_lab.errors import InputError
+from cifar_lab.records.credentials import hide, hide_by_form, masked
 from cifar_lab.records.digest import changes_no_result, flatten
 from cifar_lab.records.record import SETTLED, RunRecord
 from cifar_lab.sweep.folder import SweepFolder, record_of
@@ -76,7 +77,7 @@ def open_study(
         )
     except Exception as error:  # SQLAlchemy's and its drivers' own
         text = str(error).splitlines()[0]
-        raise InputError(f"sweep.storage={storage}: {text}") from error
+        raise InputError(hide(f"sweep.storage={storage}: {text}")) from error
     if [d.name.lower() for d in study.directions] != directions:
         raise InputError(f"sweep.study={settings['study']}: holds a study of other objectives")
     # a study that is taken up again goes on in its sequence: it must not draw its beginning twice
@@ -113,7 +114,8 @@ def check_study(
     Raises:
         InputError: what is not searched, then and now, differs, or the images do.
     """
-    flat = [{k: v for k, v in flatten(p) if _fixes_a_value(k)} for p in probes]
+    shown = [masked(p, hide_by_form) for p in probes]  # a new password is the same study
+    flat = [{k: v for k, v in flatten(p) if _fixes_a_value(k)} for p in shown]
     fixed = {k: v for k, v in flat[0].items() if all(p.get(k, _NONE) == v for p in flat)}
     told = study.user_attrs
     then = told.get(_CONFIG, {})

@@ -23,6 +23,7 @@ from cifar_lab.config.validate import accelerator, check_devices, check_resolved
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.dataset import Dataset
 from cifar_lab.errors import InputError
+from cifar_lab.records.credentials import guard_streams, learn
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.record import Data, close_for, command_line
 from cifar_lab.run import compatibility
@@ -44,6 +45,7 @@ from cifar_lab.training.initial_weights import freeze
 def check(request: Check) -> int:
     """Builds what the points are made of, once per part, and replies with the `Findings`."""
     _register()
+    learn(request.configs)
     import torch
 
     wrong: list[tuple[int, str]] = []
@@ -223,6 +225,7 @@ def _check_gpu(cfg: DictConfig) -> None:
 
 
 def _register() -> None:
+    guard_streams()
     version.setbase("1.3")  # as the command line does: a job stays in the working directory
     setup_globals()
     register()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from typing import Any
 
 import pytest
 
 from cifar_lab.records.digest import (
     KEYS_THAT_CHANGE_NO_RESULT,
+    STANDING_VALUES,
     changes_no_result,
     config_digest,
     flatten,
@@ -67,6 +69,26 @@ def test_what_decides_none_does_not(key: str) -> None:
     # a name that only begins so is another key
     assert not changes_no_result(f"{key}_2")
     assert config_digest(changed(f"{key}_2", "anything")) != before
+
+
+@pytest.mark.parametrize("key", STANDING_VALUES)
+@pytest.mark.parametrize("value", ["another", 7, None, {"_target_": "a.B", "x": 1}])
+def test_what_decides_none_and_was_counted_before_keeps_the_old_digest(
+    key: str, value: Any
+) -> None:
+    standing = changed(key, STANDING_VALUES[key])
+    text = json.dumps(dict(flatten(standing)), sort_keys=True, separators=(",", ":"))
+    assert config_digest(standing) == hashlib.sha256(text.encode()).hexdigest()
+    assert config_digest(changed(key, value)) == config_digest(standing)
+
+
+def test_callbacks_that_only_look_on_are_no_part_of_it() -> None:
+    for name in ("LearningRateMonitor", "DeviceStatsMonitor"):
+        target = f"lightning.pytorch.callbacks.{name}"
+        node = {"_target_": target, "logging_interval": "epoch"}
+        assert config_digest(changed("callbacks.x", node)) == config_digest(CONFIG)
+    for target in ("lightning.pytorch.callbacks.EarlyStopping", "mine.LearningRateMonitor"):
+        assert config_digest(changed("callbacks.x", {"_target_": target})) != config_digest(CONFIG)
 
 
 def test_the_order_of_keys_is_no_part_of_it_but_that_of_values_is() -> None:

@@ -16,6 +16,7 @@ from cifar_lab.data.fetch.archive import Archive, md5_of
 from cifar_lab.data.fetch.cache import writing_into
 from cifar_lab.data.fetch.progress import transfer_progress
 from cifar_lab.errors import InputError
+from cifar_lab.records.credentials import hide
 
 log = logging.getLogger("cifar_lab.data")
 
@@ -66,9 +67,9 @@ def fetch(
         try:
             return transfer.from_source(url)
         except SourceError as error:
-            failures.append(f"{url}: {error}")
+            failures.append(f"{hide(url)}: {error}")
             following = "; trying the next source" if number < len(sources) else ""
-            log.warning("%s: %s%s", url, error, following)
+            log.warning("%s: %s%s", hide(url), error, following)
     raise InputError(_all_failed(archive, folder, failures))
 
 
@@ -85,14 +86,16 @@ class _Transfer:
 
     def from_source(self, url: str) -> Path:
         """The whole file, from this source and what is there already; raises SourceError."""
-        log.info("fetching %s", url)
+        log.info("fetching %s", hide(url))
         self._continued = self._have() > 0
         self._complete(url)
         if not self._is_whole():
             if not self._continued:
                 raise SourceError(self._wrong_md5())
             # the earlier bytes may be the wrong ones, another source's or another version's
-            log.warning("%s: wrong MD5 after continuing a transfer; once more from the start", url)
+            log.warning(
+                "%s: wrong MD5 after continuing a transfer; once more from the start", hide(url)
+            )
             self._complete(url)
             if not self._is_whole():
                 raise SourceError(self._wrong_md5())
@@ -126,7 +129,7 @@ class _Transfer:
                     fruitless += 1
                 if fruitless == ATTEMPTS:
                     raise
-                log.info("%s: %s; again in %.1f s", url, error, error.wait_s)
+                log.info("%s: %s; again in %.1f s", hide(url), error, error.wait_s)
                 time.sleep(error.wait_s)
 
     def _request(self, url: str) -> None:
@@ -145,7 +148,7 @@ class _Transfer:
         except requests.ConnectionError as error:
             raise BrokenOffError(f"no connection ({_root_cause(error)})", wait_s=0.2) from error
         except requests.RequestException as error:
-            raise SourceError(str(error)) from error
+            raise SourceError(hide(str(error))) from error
         except urllib3.exceptions.HTTPError as error:
             raise BrokenOffError(f"broke off ({_root_cause(error)})", wait_s=0.2) from error
 

@@ -36,14 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: failed or diverged. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
     signals.install()
-    arguments = [_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     credentials.learn_arguments(arguments)
     try:
-        from cifar_lab.config.overrides import flags_first
+        from cifar_lab.config.overrides import as_typed, flags_first
 
         world = processes.settle()
-        arguments = flags_first(arguments)
-        if world.launcher != "lightning":  # which repeats hydra.run.dir when it starts a process
+        arguments = flags_first(as_typed(arguments))
+        if world.launcher == "lightning":
+            arguments = _without_repeated_folder(arguments)
+        else:
             arguments = _checked(arguments)
         if any(argument.startswith("-") for argument in arguments):
             return _through_hydra(arguments)
@@ -64,10 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _home(argument: str) -> str:
-    """``data.root=~/x`` with the folder in place of ``~``, which shells leave and Hydra refuses."""
-    key, equals, value = argument.partition("=")
-    return key + equals + os.path.expanduser(value) if value.startswith("~/") else argument
+def _without_repeated_folder(arguments: list[str]) -> list[str]:
+    """What the first process of a run gave, without the folder that Lightning adds in quotes.
+
+    Which Hydra can't read where the folder's name holds a quote (lightning 2.6.6,
+    ``_hydra_subprocess_cmd``).
+    """
+    folders = [a for a in arguments if a.startswith("hydra.run.dir=")]
+    return [a for a in arguments if a not in folders[1:]]
 
 
 def _checked(arguments: list[str]) -> list[str]:
@@ -103,6 +109,7 @@ def _one_run(overrides: list[str]) -> int:
         compose,
         path_at,
     )
+    from cifar_lab.config.overrides import check_folder
     from cifar_lab.config.validate import check_not_a_sweep, check_shared_folder
     from cifar_lab.run.run import Request, run
 
@@ -112,7 +119,7 @@ def _one_run(overrides: list[str]) -> int:
     check_not_a_sweep(cfg)
     check_shared_folder(cfg, processes.find())
     HydraConfig.instance().set_config(cfg)
-    run_dir = path_at(cfg, "hydra.run.dir").absolute()
+    run_dir = check_folder("hydra.run.dir", path_at(cfg, "hydra.run.dir").absolute())
     with env_override(cfg.hydra.job.env_set):  # libraries read their variables when they load
         asked = Request(cfg, run_dir=run_dir, overrides=overrides, started=STARTED)
         return run(asked, before_training=_collect_again)

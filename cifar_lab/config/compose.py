@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
-from cifar_lab.config.overrides import check_merged, normalized
+from cifar_lab.config.overrides import check_folder, check_merged, hydra_quoted, normalized
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records import weights
@@ -50,7 +50,8 @@ def searchpath_override(overrides: Sequence[str]) -> list[str]:
     given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
     if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
         return []
-    return [f"hydra.searchpath=['file://{own}']"]
+    check_folder("the working directory", own)
+    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -6,12 +6,14 @@ what belongs to a sweep when there is none.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +42,83 @@ _WITH_VALUE = {
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _MAYBE_WITH_VALUE = {"--info": _INFO, "-i": _INFO}
 _EMPTY = re.compile(r"\{\s*\}")
+# Hydra reads these as they stand, in a shell too.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]*")
+# What begins so is Hydra's syntax, and no text that it can't read.
+_SYNTAX = ("'", '"', "[", "{")
+_PATHS = ("data.root", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
 _HYDRA_SETS = ("hydra.runtime.", "hydra.overrides.")
+
+
+def assignment(key: str, text: str) -> str:
+    """``key=text`` as Hydra reads it back, whatever the text holds: in quotes where it has to be.
+
+    For the shell `records.record.command_line` quotes it once more.
+    """
+    return f"{key}={hydra_quoted(text)}"
+
+
+def hydra_quoted(text: str) -> str:
+    """The text as one of Hydra's values."""
+    plain = _PLAIN.fullmatch(text) and _read(text) == text
+    return text if plain else str(QuotedString(text, Quote.double).with_quotes())
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra can read them: plain text, folders above all, needs no quotes of its.
+
+    ``data.root=/home/jörg/images`` is a path, with any of ``( ) = ' " , # &`` too; ``~/`` is the
+    home folder, which shells leave alone there. In a sweep commas part the paths.
+    """
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [_as_typed(argument, sweep) for argument in arguments]
+
+
+def _as_typed(argument: str, sweep: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or argument.startswith("-") or _PLAIN.fullmatch(value):
+        return argument
+    if value.startswith(_SYNTAX) or "${" in value:
+        return argument
+    if _key(argument) not in _PATHS:
+        value = _in_home(value)
+        is_text = _read(value) is None and not re.search(r"^=|[,()\[\]{}]", value)
+        return assignment(key, value) if is_text else f"{key}={value}"
+    called = re.match(r"(\w+)\(", value)
+    if called and called[1] in create_functions().definitions:  # choice(...), glob(...)
+        return argument
+    paths = map(_in_home, value.split(",") if sweep else [value])
+    return f"{key}=" + ",".join(
+        path if _read(path) not in (None, ...) else hydra_quoted(path) for path in paths
+    )
+
+
+def _in_home(value: str) -> str:
+    return os.path.expanduser(value) if value.startswith("~/") else value
+
+
+def _read(value: str) -> Any:
+    """What Hydra makes of a value; None where it can't be read, ``...`` where it is several."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([f"key={value}"])
+    except HydraException:
+        return None
+    return ... if override.is_sweep_override() else override.value()
+
+
+def check_folder(key: str, path: Path) -> Path:
+    """The path; InputError for a name that no printed command could repeat.
+
+    Hydra would put a value in place of ``${...}``, and a line break ends the line.
+    """
+    text = str(path)
+    encodable = text.encode("utf-8", "replace").decode("utf-8") == text
+    if not encodable or "${" in text or any(ord(letter) < 32 for letter in text):
+        raise InputError(
+            f"{key}={text!a}: a folder's name can hold no line break, no other control "
+            "character, no ${ and no bytes that are not UTF-8; choose another folder"
+        )
+    return path
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cifar_lab import signals
 from cifar_lab.config.compose import run_config
+from cifar_lab.config.overrides import assignment
 from cifar_lab.config.written import config_to_keep
 from cifar_lab.errors import Diverged, InputError, Interrupted
 from cifar_lab.records import credentials, processes
@@ -88,7 +89,7 @@ class Request:
         """What continues the run in its folder."""
         of_the_start = ("hydra.run.dir=", "resume=")
         kept = [o for o in self.overrides if not o.lstrip("+").startswith(of_the_start)]
-        return [*kept, f"hydra.run.dir={self.run_dir}"]
+        return [*kept, assignment("hydra.run.dir", str(self.run_dir))]
 
 
 def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -> int:

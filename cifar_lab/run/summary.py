@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -105,4 +106,4 @@ def _number(pattern: str, values: Mapping[str, float | None], key: str) -> str:
 def _next_commands(run_dir: Path) -> Iterator[tuple[str, str]]:
     # outputs/ holds this run and the ones to compare it with
     outputs = next((folder for folder in run_dir.parents if folder.name == "outputs"), run_dir)
-    yield "dashboard", f"tensorboard --logdir {outputs}    (in the repository: make dashboard)"
+    yield "dashboard", shlex.join(["tensorboard", "--logdir", str(outputs)])

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cifar_lab.config.overrides import check_folder
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.files import write_atomically
@@ -29,7 +30,7 @@ def resolve(configured: str) -> Path:
         InputError: ``newest``, and there is none.
     """
     if configured != "newest":
-        return Path(configured).absolute()
+        return check_folder("hydra.sweep.dir", Path(configured).absolute())
     dated = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-")
     root = Path(_DEFAULT).absolute()
     names = sorted(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_lab.config.overrides import assignment
 from cifar_lab.errors import InputError, Interrupted
 from cifar_lab.records import credentials
 from cifar_lab.records.environment import git_state, package_versions
@@ -409,8 +410,9 @@ def _print_failures(jobs: Sequence[SweepJob]) -> bool:
 
 def print_continue(path: Path) -> None:
     """Says the command that takes up the sweep in ``path``."""
-    kept = [a for a in _arguments() if not a.lstrip("+").startswith("hydra.sweep.dir=")]
-    command = command_line([*kept, f"hydra.sweep.dir={path}"])
+    named = ("hydra.sweep.dir=", 'hydra.searchpath=["file://')  # the latter nobody typed
+    kept = [a for a in _arguments() if not a.lstrip("+").startswith(named)]
+    command = command_line([*kept, assignment("hydra.sweep.dir", str(path))])
     if said := credentials.advice(kept):
         print(f"cifar_lab: {said}", file=sys.stderr, flush=True)
     print(f"cifar_lab: to continue: {command}", file=sys.stderr, flush=True)

@@ -43,7 +43,7 @@ def test_the_table_says_what_came_out_and_with_what() -> None:
         "some processor",
         "CIFAR-10 from zip: not the official bytes",
         str(RUN),
-        "tensorboard --logdir /somewhere/outputs ",
+        "tensorboard --logdir /somewhere/outputs\n",
     ):
         assert part in text
 

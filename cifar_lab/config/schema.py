@@ -98,6 +98,7 @@ class Root:
     compile: Compile = MISSING
     cuda_graph: bool = MISSING
     steps_per_call: int | None = MISSING
+    tta: str = MISSING
     resume: Resume = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 

@@ -30,8 +30,8 @@ MOVED = {
 _BEFORE = {now: before for before, now in MOVED.items()}
 
 
-# Keys that are younger than some records. Null is what was before there was such a key.
-NEW_AND_NULL = ("model.num_classes",)
+# Keys that are younger than some records, with what was before there was such a key.
+NEW_KEYS = {"model.num_classes": None, "tta": "none"}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _as_before(key, value)
         for key, value in flatten(config)
-        if not changes_no_result(key) and not (value is None and key in NEW_AND_NULL)
+        if not changes_no_result(key) and not (key in NEW_KEYS and value == NEW_KEYS[key])
     }
 
 

@@ -94,6 +94,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         optimizer=optimizer,
         schedule=schedule,
         config=resolved,
+        tta=cfg.tta,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)

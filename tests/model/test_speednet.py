@@ -135,7 +135,10 @@ class Shown(nn.Module):
     def forward(self, images):
         return self.head(images.flatten(1))
 """
-SHOWN = ("model._target_=shown_net.Shown", "~model.num_blocks", "~model.width", "threads=1")
+SHOWN = (
+    *("model._target_=shown_net.Shown", "~model.num_blocks", "~model.width"),
+    *("~model.stochastic_depth", "threads=1"),
+)
 
 
 @pytest.fixture

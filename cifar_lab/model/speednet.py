@@ -55,7 +55,8 @@ class SpeedNet(nn.Module):
     Images (B, 3, H, W) of 9 x 9 or more -> logits (B, num_classes). Filters of 3x3 begin as the
     identity on the channels that they have (the rest as torch's); BatchNorm scales nothing
     (its weights are 1 and frozen) and its running statistics follow with ``1 - bn_momentum``.
-    The whitening filters are frozen; until `initialize` they are torch's random ones.
+    The whitening filters are frozen; until `initialize` they are torch's random ones. Each of these
+    can be left out, to see what it is worth.
 
     Args:
         widths: channels of the three groups.
@@ -64,6 +65,9 @@ class SpeedNet(nn.Module):
             [0, 1); torch's own name for 1 - x.
         whitening_eps: added to the eigenvalues of the patches' second moments.
         logit_scale: factor on the logits; None: 1 / widths[2].
+        whitening: False: the first convolution begins and learns as any other.
+        identity: False: the 3x3 filters begin as torch's.
+        train_scale: BatchNorm's weights learn too.
         num_classes: of the dataset.
     """
 
@@ -75,6 +79,9 @@ class SpeedNet(nn.Module):
         bn_momentum: float,
         whitening_eps: float,
         logit_scale: float | None,
+        whitening: bool,
+        identity: bool,
+        train_scale: bool,
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
@@ -89,17 +96,24 @@ class SpeedNet(nn.Module):
             raise InputError(f"whitening_eps={whitening_eps}: must be above 0")
         if image_size < SMALLEST_IMAGE:
             raise InputError(f"image_size={image_size}: must be at least {SMALLEST_IMAGE}")
-        self._eps = whitening_eps
+        self._eps = whitening_eps if whitening else None
         self._scale = 1 / widths[2] if logit_scale is None else logit_scale
         channels = 2 * 3 * _PATCH**2
         self.whiten = nn.Conv2d(3, channels, _PATCH)
-        self.whiten.weight.requires_grad_(False)
+        self.whiten.weight.requires_grad_(not whitening)
         self.activation = nn.GELU()
         groups = []
         for width in widths:
-            groups.append(_Group(channels, width, depth=depth, bn_momentum=bn_momentum))
+            groups.append(_Group(channels, width, depth=depth))
             channels = width
         self.groups = nn.Sequential(*groups)
+        for module in self.groups.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                # an epsilon for numbers that are exactly alike; the variance is never near it
+                module.eps, module.momentum = 1e-12, 1 - bn_momentum
+                module.weight.requires_grad_(train_scale)
+            elif isinstance(module, nn.Conv2d) and identity:
+                nn.init.dirac_(module.weight.data[: module.in_channels])
         self.head = nn.Linear(channels, num_classes, bias=False)
         with torch.no_grad():
             self.head.weight /= self.head.weight.std()
@@ -111,7 +125,8 @@ class SpeedNet(nn.Module):
         Args:
             images: (N, 3, H, W) float32, normalized, of the training split.
         """
-        self.whiten.weight.copy_(whitening_filters(images, size=_PATCH, eps=self._eps))
+        if self._eps is not None:
+            self.whiten.weight.copy_(whitening_filters(images, size=_PATCH, eps=self._eps))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""
@@ -127,21 +142,19 @@ class _Group(nn.Module):
     (B, in_channels, H, W) -> (B, out_channels, H // 2, W // 2). BatchNorm and GELU follow each.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, depth: int, bn_momentum: float
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, depth: int) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(2)
         self.activation = nn.GELU()
-        self.conv1 = _identity_conv(in_channels, out_channels)
-        self.norm1 = _bias_norm(out_channels, bn_momentum)
-        self.conv2 = _identity_conv(out_channels, out_channels)
-        self.norm2 = _bias_norm(out_channels, bn_momentum)
+        self.conv1 = _convolution(in_channels, out_channels)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _convolution(out_channels, out_channels)
+        self.norm2 = nn.BatchNorm2d(out_channels)
         self.conv3: nn.Module | None = None
         self.norm3: nn.Module | None = None
         if depth == 3:
-            self.conv3 = _identity_conv(out_channels, out_channels)
-            self.norm3 = _bias_norm(out_channels, bn_momentum)
+            self.conv3 = _convolution(out_channels, out_channels)
+            self.norm3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """The group's output for a map x (B, in_channels, H, W)."""
@@ -153,15 +166,5 @@ class _Group(nn.Module):
         return x
 
 
-def _identity_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """3x3 without bias; as many filters as there are channels to keep begin as the identity."""
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    nn.init.dirac_(convolution.weight.data[:in_channels])
-    return convolution
-
-
-def _bias_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
-    # an epsilon for numbers that are exactly alike; the variance itself is never near it
-    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=1 - momentum)
-    norm.weight.requires_grad_(False)
-    return norm
+def _convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)

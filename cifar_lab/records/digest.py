@@ -31,7 +31,12 @@ _BEFORE = {now: before for before, now in MOVED.items()}
 
 
 # Keys that are younger than some records, with what was before there was such a key.
-NEW_KEYS = {"model.num_classes": None, "model.stochastic_depth": 0.0, "tta": "none"}
+NEW_KEYS = {
+    "model.num_classes": None,
+    "model.stochastic_depth": 0.0,
+    "tta": "none",
+    "ablation": None,
+}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

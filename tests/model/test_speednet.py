@@ -26,6 +26,9 @@ def speednet(**more: Any) -> SpeedNet:
         "bn_momentum": 0.6,
         "whitening_eps": 5e-4,
         "logit_scale": None,
+        "whitening": True,
+        "identity": True,
+        "train_scale": False,
     }
     torch.manual_seed(0)
     return SpeedNet(**(settings | more))
@@ -90,6 +93,15 @@ def test_scales_and_filters_are_frozen_and_biases_train() -> None:
     assert frozen == {"whiten.weight", *scales}
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {1 - 0.6}
+
+
+def test_each_trick_can_be_left_out() -> None:
+    plain = speednet(whitening=False, identity=False, train_scale=True)
+    assert all(p.requires_grad for p in plain.parameters())
+    before = plain.whiten.weight.detach().clone()
+    plain.initialize(smooth_images(4))
+    assert torch.equal(plain.whiten.weight, before)
+    assert not bool((plain.get_parameter("groups.1.conv2.weight") == 0).any())
 
 
 @pytest.mark.parametrize("size", [9, 16, 24, 32, 48])

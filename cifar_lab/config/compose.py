@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cifar_lab.config.ingredients import points, with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
 from cifar_lab.config.overrides import check_folder, check_merged, hydra_quoted, normalized
@@ -42,6 +43,7 @@ def register() -> None:
         # cached: the same in every place of one composition, new for every run
         OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True)
         OmegaConf.register_new_resolver("job_name", job_name)
+        OmegaConf.register_new_resolver("ablation_points", points)
 
 
 def searchpath_override(overrides: Sequence[str]) -> list[str]:
@@ -67,6 +69,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
     try:
         cfg = hydra_compose(CONFIG_NAME, overrides=overrides, return_hydra_config=True)
+        if changed := with_ablation(cfg, overrides):
+            cfg = hydra_compose(CONFIG_NAME, overrides=changed, return_hydra_config=True)
     except COMPOSING_RAISES as error:
         raise explain(error, overrides) from error
     check_merged(cfg, overrides)

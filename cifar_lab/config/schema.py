@@ -75,6 +75,8 @@ class Sweep:
     job_timeout: float | None = MISSING
     fail_fast: bool = MISSING
     report: bool = MISSING
+    # of an experiment: by name, the overrides that leave an ingredient out (`config.ingredients`)
+    ingredients: dict[str, list[str]] = field(default_factory=dict)
     storage: str | None = None
     study: str | None = None
     n_trials: int | None = None
@@ -107,6 +109,8 @@ class Root:
     matmul_precision: MatmulPrecision = MISSING
     cuda_graph: bool = MISSING
     steps_per_call: int | None = MISSING
+    tta: str = MISSING
+    ablation: str | None = MISSING
     resume: Resume = MISSING
     init_from: str | None = MISSING
     init_strict: bool = MISSING

@@ -199,6 +199,19 @@ class DataModule(LightningDataModule, ABC):
     def _split_indices(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return stratified_split(self.dataset.train.labels, self.held_out, self.val_seed)
 
+    def first_images(self, count: int) -> Tensor:
+        """The first training images as they are stored, for a network that looks at its data.
+
+        (n, 3, H, W) float32 on the CPU, normalized, none of them held out; n is at most `count`.
+        The same in every process and whatever `seed` is.
+        """
+        rows = torch.from_numpy(self.train_indices[:count])
+        images = as_tensor(self.dataset.train.images).index_select(0, rows)
+        normalization = Normalization(
+            mean=self.channel_mean, std=self.channel_std, device=torch.device("cpu")
+        )
+        return normalization.of_bytes_(images.float())
+
     def train_dataloader(self) -> EpochLoader:
         """This process's share of the training images, augmented."""
         world_size = self.trainer.world_size if self.trainer else 1

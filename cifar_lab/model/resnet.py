@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cifar_lab.errors import InputError
+from cifar_lab.model.stochastic_depth import drop_branches
 
 # oneDNN's gradient of strided 1x1 convolutions of fewer channels writes out of bounds with
 # channels_last (uxlfoundation/oneDNN#6035, seen with 3.13 in torch 2.15): wrong numbers, or a
@@ -36,8 +37,11 @@ class BasicBlock(nn.Module):
     the identity where the shape stays, else a 1x1 convolution with BatchNorm (their option B).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, drop: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.drop = drop or nn.Identity()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -45,19 +49,24 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            narrow = stride != 1 and in_channels < ONEDNN_BLOCK
-            convolution = _Subsampled if narrow else nn.Conv2d
             self.shortcut = nn.Sequential(
-                convolution(in_channels, out_channels, 1, stride=stride, bias=False),
+                convolution_1x1(in_channels, out_channels, stride=stride),
                 nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output for a map x (B, in_channels, H, W)."""
         out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.drop(self.bn2(self.conv2(out)))
         result: Tensor = self.relu(out + self.shortcut(x))
         return result
+
+
+def convolution_1x1(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
+    """A shortcut's convolution, without bias, in the form that is right on every device."""
+    narrow = stride != 1 and in_channels < ONEDNN_BLOCK
+    kind = _Subsampled if narrow else nn.Conv2d
+    return kind(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
 class _Subsampled(nn.Conv2d):
@@ -68,7 +77,7 @@ class _Subsampled(nn.Conv2d):
         return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
 
 
-class _GlobalAveragePool(nn.Module):
+class GlobalAveragePool(nn.Module):
     """(B, C, H, W) -> (B, C): the mean over the map.
 
     As a sum whose gradient is one number per map: that of `nn.AdaptiveAvgPool2d` is a contiguous
@@ -77,6 +86,7 @@ class _GlobalAveragePool(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of each image and channel."""
         return x.sum((2, 3)) * (1 / (x.shape[2] * x.shape[3]))
 
 
@@ -85,12 +95,21 @@ class ResNet(nn.Module):
 
     Images (B, 3, H, W) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
     ``width * 2**i`` channels; from the second stage on its first block has stride 2.
+    ``stochastic_depth`` is the last block's, see `drop_branches`.
 
     Raises:
-        InputError: num_blocks is empty, longer than 6 or holds a number below 1; width below 1.
+        InputError: num_blocks is empty, longer than 6 or holds a number below 1; width below 1;
+            stochastic_depth outside [0, 1).
     """
 
-    def __init__(self, *, num_blocks: Sequence[int], width: int, num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: Sequence[int],
+        width: int,
+        stochastic_depth: float = 0.0,
+        num_classes: int = 10,
+    ) -> None:
         super().__init__()
         if not 1 <= len(num_blocks) <= MAX_STAGES:
             raise InputError(
@@ -112,14 +131,19 @@ class ResNet(nn.Module):
             nn.ReLU(inplace=True),
         )
         stages = []
+        drops = iter(drop_branches(sum(num_blocks), stochastic_depth))
         for stage, blocks in enumerate(num_blocks):
             out_channels = width * 2**stage
-            first = BasicBlock(channels, out_channels, stride=1 if stage == 0 else 2)
-            rest = [BasicBlock(out_channels, out_channels, stride=1) for _ in range(blocks - 1)]
+            stride = 1 if stage == 0 else 2
+            first = BasicBlock(channels, out_channels, stride=stride, drop=next(drops))
+            rest = [
+                BasicBlock(out_channels, out_channels, stride=1, drop=next(drops))
+                for _ in range(blocks - 1)
+            ]
             stages.append(nn.Sequential(first, *rest))
             channels = out_channels
         self.stages = nn.Sequential(*stages)
-        self.pool = _GlobalAveragePool()
+        self.pool = GlobalAveragePool()
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

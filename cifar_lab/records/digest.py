@@ -63,6 +63,9 @@ NEW_AND_BEFORE: dict[str, Any] = {
     "matmul_precision": "highest",
     "data.eval_batch_size": None,
     "callbacks.checkpoints.min_seconds": None,
+    "model.stochastic_depth": 0.0,
+    "tta": "none",
+    "ablation": None,
 }
 
 

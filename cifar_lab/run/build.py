@@ -103,6 +103,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         schedule=schedule,
         config=config_to_keep(cfg, resolved),
         frozen=frozen,
+        tta=cfg.tta,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_lab.config.messages import suggestion
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
+from cifar_lab.model.tta import VIEWS
 from cifar_lab.training.selection import TRAINING, VALIDATION, meaning, mode_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def check(config: dict[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
             "no run could be repeated; must be a number of batches or a share of the epoch"
         )
+    if config["tta"] not in VIEWS:
+        raise InputError(f"tta={config['tta']}: must be {', '.join(VIEWS)}")
     callbacks = list(_callbacks(config))
     checkpoints = [callback for callback in callbacks if callback.is_a(Checkpoints)]
     if len(checkpoints) > 1:

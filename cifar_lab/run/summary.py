@@ -38,10 +38,8 @@ def _print_line(console: Console, name: str, value: str, style: str = "") -> Non
 def _lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     metrics, timings = record.metrics, record.timings
     if (accuracy := metrics.get("test/acc")) is not None:
-        yield (
-            "test accuracy",
-            f"{percent(accuracy)}{_number(', loss {:.4f}', metrics, 'test/loss')}",
-        )
+        loss = _number(", loss {:.4f}", metrics, "test/loss")
+        yield "test accuracy", f"{percent(accuracy)}{loss}{_views(record)}"
         yield "tested", _tested(record)
     if (accuracy := metrics.get("val/acc")) is not None:
         loss = _number(", loss {:.4f}", metrics, "val/loss")
@@ -85,6 +83,15 @@ def _tested(record: RunRecord) -> str:
         details = [f"epoch {epoch}"] if epoch else []
         return f"best checkpoint by validation{_in_brackets([*details, because])}"
     return f"last epoch{_in_brackets([because])}"
+
+
+def _views(record: RunRecord) -> str:
+    tta = (record.config or {}).get("tta", "none")
+    if tta == "none":
+        return ""
+    plain = record.metrics.get("test/acc_without_tta")
+    beside = "" if plain is None else f"; {percent(plain)} without"
+    return f" (with tta={tta}{beside})"
 
 
 def _in_brackets(details: Iterable[str | None]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.config.written import without_secrets
-from cifar_lab.errors import Interrupted, JobFailed
+from cifar_lab.errors import InputError, Interrupted, JobFailed
 from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.launch import print_continue
 from cifar_lab.sweep.points import at, split, varying
@@ -96,6 +96,8 @@ def _folder(
     try:
         cfg = loader.load_sweep_config(master, list(overrides))
         check_merged(cfg, overrides)
+        if cfg.ablation is not None:
+            raise InputError(f"ablation={cfg.ablation}: needs hydra/launcher=slots")
     except COMPOSING_RAISES as error:
         raise at(label, str(explain(error, list(overrides)))) from error
     with open_dict(cfg):

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_lab.config.compose import run_config
+from cifar_lab.config.ingredients import with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain
 from cifar_lab.config.names import job_words
 from cifar_lab.config.overrides import check_merged, is_of_the_sweep, normalized
@@ -87,6 +88,8 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
         cfg = composer.compose(overrides)
+        if changed := with_ablation(cfg, overrides):
+            cfg = composer.compose(changed)
         check_merged(cfg, overrides)
         resolved = run_config(cfg)
     except COMPOSING_RAISES as error:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
 from cifar_lab.errors import Diverged, InputError
+from cifar_lab.model.tta import averaged_logits
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
@@ -27,7 +28,7 @@ from cifar_lab.training.lightning_internals import (
 )
 from cifar_lab.training.momentum import keep_momentum_defined
 from cifar_lab.training.optimizers import NamedParameters, OptimizerFactory
-from cifar_lab.training.schedules import FactorSchedule, TorchSchedule
+from cifar_lab.training.schedules import FactorSchedule, TorchSchedule, end_of
 from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import (
     SupportsMultistep,
@@ -58,6 +59,8 @@ class Classifier(LightningModule):
         schedule: (steps made, steps of the fit) -> factor on the learning rate, or one of torch's.
         config: the run's resolved configuration, kept in checkpoints: plain values only.
         frozen: layers of the network that stay in evaluation mode.
+        tta: the views of an image that the test averages (`cifar_lab.model.tta`); the metric
+            ``test/acc_without_tta`` is then of the images as they are.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class Classifier(LightningModule):
         schedule: Callable[[int, int], float] | TorchSchedule,
         config: dict[str, Any],
         frozen: Sequence[nn.Module] = (),
+        tta: str = "none",
     ) -> None:
         super().__init__()
         self.network = network
         self._frozen = list(frozen)
+        self._tta = tta
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -95,6 +100,9 @@ class Classifier(LightningModule):
         self._graphed_step: GraphedStep | None = None
         self._followers: list[SupportsMultistep] = []
         self._test_outputs: list[Batch] = []
+        self._without_tta = torch.zeros(2)  # correct images, and images
+        # the parameters that are trained for a share of the fit, with the step that is not theirs
+        self._ending: list[tuple[int, list[nn.Parameter]]] = []
         self.test_logits = torch.empty(0, 0)
         self.test_labels = torch.empty(0, dtype=torch.int64)
         self.keep_result: Callable[[dict[str, float]], None] = lambda means: None
@@ -150,6 +158,16 @@ class Classifier(LightningModule):
                 },
             }
         scheduler = FactorSchedule(optimizer, self._schedule, layout.steps)
+        # several processes and a recorded step count on the gradients that there were at the start
+        if self.trainer.world_size == 1 and self._graphed_step_type is None:
+            self._ending = sorted(
+                (
+                    (end_of(group, layout.steps), group["params"])
+                    for group in optimizer.param_groups
+                    if "until" in group
+                ),
+                key=lambda ending: ending[0],
+            )
         if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {
@@ -214,6 +232,9 @@ class Classifier(LightningModule):
     def _loss_and_logits(self, batch: Batch, sums: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images)
+        return self._loss_of(logits, labels, sums), logits
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
         loss = self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
         with torch.no_grad():
@@ -227,11 +248,12 @@ class Classifier(LightningModule):
             exact = sums.dtype
             total = loss.to(exact) * count
             sums += torch.stack((total, correct.to(exact), total.new_full((), count)))
-        return loss, logits
+        return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The mean loss of one batch; or, of stacked ones, all optimizer steps and no loss."""
         if self._multistep is None:
+            self._end_training()
             self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -240,6 +262,7 @@ class Classifier(LightningModule):
         for images, labels in zip(*batch, strict=True):
             self._lr = optimizer.param_groups[0]["lr"]
             if self._graphed_step is None:
+                self._end_training()
                 self._eager_step(optimizer, (images, labels))
             else:
                 with counted_step(optimizer):
@@ -250,6 +273,16 @@ class Classifier(LightningModule):
         # the number that loggers are given counts steps; Lightning adds one for this call
         add_logged_steps(self.trainer, batches_in(batch) - 1)
         return None
+
+    def _end_training(self) -> None:
+        """Computes no gradients any more of parameters whose share of the fit is over.
+
+        Their rate is 0 from there on (`FactorSchedule`): the result is the same, at less work.
+        """
+        while self._ending and self.global_step >= self._ending[0][0]:
+            for parameter in self._ending.pop(0)[1]:
+                parameter.requires_grad_(False)
+                parameter.grad = None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
         loss, _ = self._loss_and_logits(batch, self._train_sums)
@@ -309,7 +342,12 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """As `validation_step`, and keeps the logits."""
-        _, logits = self._loss_and_logits(batch, self._held_out_sums)
+        images, labels = batch
+        plain, logits = averaged_logits(self, images, self._tta)
+        self._loss_of(logits, labels, self._held_out_sums)
+        if self._tta != "none":
+            correct = (plain.argmax(1) == labels).sum()
+            self._without_tta += torch.stack((correct, correct.new_full((), len(labels))))
         # a copy: in a CUDA graph the next batch's logits come to lie where these do
         kept = logits.to(torch.float32, copy=True)
         self._test_outputs.append((kept, batch[1]))
@@ -434,11 +472,15 @@ class Classifier(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Begins the test's sums."""
         self._held_out_sums = self._zeros()
+        self._without_tta = torch.zeros(2, device=self.device)
         self._test_outputs = []
 
     def on_test_epoch_end(self) -> None:
         """Logs test/loss and test/acc; the logits move to the CPU at once."""
         means = self._means("test")
+        correct, count = self._without_tta.tolist()
+        if count:
+            means["test/acc_without_tta"] = correct / count
         logits, labels = zip(*self._test_outputs, strict=True)
         self.test_logits, self.test_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
         self._test_outputs = []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
+from torch import nn
 
 from cifar_lab import signals
 from cifar_lab.data.datamodule import DataModule
@@ -38,6 +39,9 @@ from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import arrange
 
 log = logging.getLogger("cifar_lab")
+
+# As many as the speedrun's script looks at: some 4.8 million patches of 2x2.
+IMAGES_TO_INITIALIZE = 5000
 
 
 @dataclass
@@ -123,6 +127,8 @@ def fit_and_test(
     multistep = arrange(trainer, data, parts.steps_per_call, singly=singly)
     classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
+    if resume_from is None:
+        show_data(classifier.network, data)
     with signals.deferred():
         with cuda_left_alone(trainer):
             trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -161,6 +167,18 @@ def fit_and_test(
         report(metrics=finished.metrics)
         _finish_curves(parts, finished.metrics)
     return finished
+
+
+def show_data(network: nn.Module, data: DataModule) -> None:
+    """Calls ``network.initialize(images)``, where it has such a method: for a whitening layer.
+
+    Once, before a run's first step; a run that goes on has what came of it in its checkpoint. The
+    images are the first `IMAGES_TO_INITIALIZE` that train, (N, 3, H, W) float32, normalized, on the
+    CPU as the network is: the same in every process, and of every seed.
+    """
+    initialize = getattr(network, "initialize", None)
+    if callable(initialize):
+        initialize(data.first_images(IMAGES_TO_INITIALIZE))
 
 
 def _put_in_place(

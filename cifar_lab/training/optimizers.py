@@ -34,7 +34,9 @@ class OptimizerFactory:
         groups: by name, options of some parameters in place of the optimizer's own. ``parameters``
             says which: roles (`ROLES`) and patterns of names (``fc*``, ``layer4.*.weight``), one or
             a list. ``lr_scale`` multiplies ``optimizer.lr``; everything else is the optimizer's
-            (``lr``, ``weight_decay``, ``momentum``). A parameter is in the first group that fits.
+            (``lr``, ``weight_decay``, ``momentum``). ``until`` is a share of the fit: the whole
+            schedule runs within it, and the parameters stay as they are from there on. A parameter
+            is in the first group that fits.
     """
 
     make: Callable[..., Optimizer]
@@ -79,11 +81,14 @@ class OptimizerFactory:
     def _options(self, where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         options = {k: v for k, v in settings.items() if k not in ("parameters", "lr_scale")}
         known = _arguments(self.make)
-        if known and (unknown := sorted(set(options) - set(known))):
+        if known and (unknown := sorted(set(options) - {*known, "until"})):
             raise InputError(
-                f"{where}.{unknown[0]}: unknown key; must be parameters, lr_scale or the "
+                f"{where}.{unknown[0]}: unknown key; must be parameters, lr_scale, until or the "
                 f"optimizer's: {', '.join(known)}"
             )
+        until = options.get("until", 1)
+        if not _is_at_least_0(until) or not 0 < until <= 1:
+            raise InputError(f"{where}.until={until}: must be a share of the fit, in (0, 1]")
         for name, value in options.items():
             if name in ("lr", "weight_decay", "momentum") and not _is_at_least_0(value):
                 raise InputError(f"{where}.{name}={value}: must be a number, at least 0")

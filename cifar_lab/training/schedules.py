@@ -63,6 +63,56 @@ def cosine(step: int, total_steps: int, *, warmup_fraction: float, final_factor:
     return final_factor + (1 - final_factor) * _half_cosine(progress)
 
 
+def triangular(
+    step: int,
+    total_steps: int,
+    *,
+    warmup_fraction: float,
+    initial_factor: float,
+    final_factor: float,
+) -> float:
+    """Up along a line and down along another (arXiv:1506.01186, one triangle).
+
+    Without a warm-up it falls from 1 at the first step; ``final_factor`` is that after the last.
+
+    Args:
+        step: optimizer steps made, 0..total_steps.
+        total_steps: optimizer steps of the whole fit.
+        warmup_fraction: share of the fit that rises, in [0, 1).
+        initial_factor: of the first step, where there is a warm-up.
+        final_factor: the factor after the last step, in [0, 1].
+    """
+    peak = warmup_fraction * total_steps
+    if step < peak:
+        return initial_factor + (1 - initial_factor) * step / peak
+    progress = (step - peak) / max(1.0, total_steps - peak)
+    return 1 + (final_factor - 1) * progress
+
+
+def warmup_stable_decay(
+    step: int,
+    total_steps: int,
+    *,
+    warmup_fraction: float,
+    decay_fraction: float,
+    final_factor: float,
+) -> float:
+    """Linear warm-up, 1 for most of the fit, then a line down (arXiv:2404.06395, 4).
+
+    Args:
+        step: optimizer steps made, 0..total_steps.
+        total_steps: optimizer steps of the whole fit.
+        warmup_fraction: share of the fit that warms up, in [0, 1).
+        decay_fraction: share of it that decays, at its end; both together at most 1.
+        final_factor: the factor after the last step, in [0, 1].
+    """
+    warmup, decay = warmup_fraction * total_steps, decay_fraction * total_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - (total_steps - decay)) / max(1.0, decay)
+    return 1 + (final_factor - 1) * max(0.0, progress)
+
+
 def one_cycle(
     step: int,
     total_steps: int,
@@ -94,16 +144,39 @@ def _half_cosine(progress: float) -> float:
 
 
 class FactorSchedule(LambdaLR):
-    """A pure function of the step, stepped after every optimizer step."""
+    """A pure function of the step, stepped after every optimizer step.
+
+    A group with ``until``, a share of the fit, has the whole schedule within it, and a rate of 0
+    from there on.
+    """
 
     def __init__(
         self, optimizer: Optimizer, schedule: Callable[[int, int], float], steps: int
     ) -> None:
-        super().__init__(optimizer, partial(_factor, schedule, steps))
+        groups = optimizer.param_groups
+        super().__init__(optimizer, [_factor_of(schedule, group, steps) for group in groups])
+
+
+def end_of(group: Mapping[str, Any], steps: int) -> int:
+    """Optimizer steps of a fit that a group of parameters takes part in; at least 1."""
+    share: float = group.get("until", 1)
+    return max(1, round(share * steps))
+
+
+def _factor_of(
+    schedule: Callable[[int, int], float], group: Mapping[str, Any], steps: int
+) -> Callable[[int], float]:
+    if "until" in group:
+        return partial(_factor_until, schedule, end_of(group, steps))
+    return partial(_factor, schedule, steps)
 
 
 def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
     return schedule(step, total_steps)
+
+
+def _factor_until(schedule: Callable[[int, int], float], end: int, step: int) -> float:
+    return schedule(step, end) if step < end else 0.0
 
 
 @dataclass(frozen=True)
@@ -182,6 +255,11 @@ def try_schedule(
                     "factor on optimizer.lr, at least 0"
                 )
         return
+    if any("until" in group for group in optimizer.param_groups):
+        raise InputError(
+            "_target_: is one of torch's, and optimizer.groups has an until, which has the whole "
+            "schedule run within a share of the fit; use cosine, onecycle or triangular"
+        )
     scheduler = schedule(optimizer, steps=steps, epochs=epochs)
     if not isinstance(scheduler, LRScheduler):
         raise InputError(f"_target_: gives a {type(scheduler).__name__} and no LRScheduler")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cifar_lab.data.augment import (
+    AlternatingFlip,
     ColorJitter,
     CutMix,
     Cutout,
@@ -345,3 +346,29 @@ def test_what_is_too_large_for_the_images_is_refused(
     with pytest.raises(InputError) as error:
         transform.check_size(size)
     assert str(error.value) == f"augment.transforms.{message}"
+
+
+# --- what lasts through the fit -------------------------------------------------------------------
+
+
+def test_alternating_flips_are_drawn_once_and_turn_around_each_epoch() -> None:
+    flip = AlternatingFlip()
+    draws = flip.draw(40_000, generator(), 32)
+    assert abs(float(draws.double().mean()) - 0.5) < 0.01
+    even, odd = flip.in_epoch(draws, 4), flip.in_epoch(draws, 7)
+    assert torch.equal(even, draws)
+    assert torch.equal(odd, 1 - draws)
+
+
+def test_alternating_flip_mirrors_those_whose_turn_it_is() -> None:
+    images, labels = some_images(), some_labels()
+    draws = AlternatingFlip().draw(16, generator(), 32)
+    flipped, _ = AlternatingFlip().apply(images, labels, draws)
+    for image, result, mirrored in zip(images, flipped, draws, strict=True):
+        assert torch.equal(result, image.flip(-1) if mirrored else image)
+
+
+def test_a_pipeline_draws_what_lasts_apart_from_the_rest() -> None:
+    pipeline = Pipeline(transforms={"flip": AlternatingFlip(), "cutout": Cutout(size=8)})
+    assert list(pipeline.draw(5, generator(), 32)) == ["cutout"]
+    assert list(pipeline.draw_lasting(5, generator(), 32, epoch=0)) == ["flip"]

@@ -205,3 +205,52 @@ def test_what_a_fit_can_not_use_is_one_line(
     for part in parts:
         assert part in err
     assert not (tmp_path / "outputs").exists()
+
+
+# --- parameters that are trained for a share of the fit -------------------------------------------
+
+EARLY = "+optimizer.groups.early={parameters: stem*, until: 0.5}"
+LINE = ("scheduler=linear", "trainer.max_epochs=2", "threads=1")
+
+
+def weights_of(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+    weights: dict[str, torch.Tensor] = state
+    return weights
+
+
+@pytest.mark.parametrize("steps_per_call", ["1", "3"])
+def test_until_ends_a_group_and_saves_its_gradients_alone(
+    lab: Lab, tmp_path: Path, steps_per_call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_lab.training.classifier import Classifier
+
+    found = []
+    arguments = (*TINY, EARLY, *LINE, f"steps_per_call={steps_per_call}")
+    for folder in ("frozen", "at_rate_0"):
+        if folder == "at_rate_0":  # gradients go on to be computed
+            monkeypatch.setattr(Classifier, "_end_training", lambda self: None)
+        status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/{folder}")
+        assert status == 0, err
+        found.append(weights_of(tmp_path / folder))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+    half = weights_of(tmp_path / "frozen", "previous.ckpt")  # the end of the first epoch of two
+    for name in ("network.stem.0.weight", "network.stem.1.bias"):
+        assert torch.equal(half[name], found[0][name])
+    assert not torch.equal(half["network.fc.weight"], found[0]["network.fc.weight"])
+
+
+def test_until_with_a_schedule_of_torch_s_is_refused(lab: Lab, tmp_path: Path) -> None:
+    status, _, err = lab(*TINY, EARLY, "scheduler=step")
+    assert status == 2
+    assert "optimizer.groups has an until" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("until", ["0", "1.5", "soon", "-1"])
+def test_until_is_a_share_of_the_fit(lab: Lab, tmp_path: Path, until: str) -> None:
+    status, _, err = lab(*TINY, EARLY.replace("0.5", until))
+    assert status == 2
+    assert f"optimizer.groups.early.until={until}" in err

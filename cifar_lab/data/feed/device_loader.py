@@ -119,6 +119,10 @@ class BatchLoader(EpochLoader):
         order = epoch_order(share.count, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
         rows = self._indices[share.of(order)]
         draws = self._pipeline.draw(share.count, stream(self._seed, epoch, "augment"), size)
+        lasting = self._pipeline.draw_lasting(
+            share.count, stream(self._seed, 0, "lasting"), size, epoch=epoch
+        )
+        draws |= {name: draw[order] for name, draw in lasting.items()}
         return Plan(
             order=_sent(rows, self._images.device),
             labels=_sent(self._labels[rows], self.device),

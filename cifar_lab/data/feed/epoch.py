@@ -27,13 +27,13 @@ def images_in(batch: Batch) -> int:
     return len(images) * images.shape[1] if images.ndim == 5 else len(images)
 
 
-def stream(seed: int, epoch: int, purpose: Literal["order", "augment"]) -> Generator:
-    """A CPU generator for one purpose in one epoch.
+def stream(seed: int, epoch: int, purpose: Literal["order", "augment", "lasting"]) -> Generator:
+    """A CPU generator for one purpose in one epoch; what lasts through all of them has that of 0.
 
     numpy's SeedSequence mixes the three numbers into 32 bits (more are lost: torch's Mersenne
     Twister is seeded with the low 32), so neighbouring seeds, epochs and purposes share nothing.
     """
-    words = np.random.SeedSequence([seed, epoch, ("order", "augment").index(purpose)])
+    words = np.random.SeedSequence([seed, epoch, ("order", "augment", "lasting").index(purpose)])
     return Generator().manual_seed(int(words.generate_state(1)[0]))
 
 

@@ -10,7 +10,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from cifar_lab.data.augment import CutMix, Normalization, Pipeline, RandomCrop, RandomFlip
+from cifar_lab.data.augment import (
+    AlternatingFlip,
+    CutMix,
+    Normalization,
+    Pipeline,
+    RandomCrop,
+    RandomFlip,
+)
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
 from cifar_lab.data.feed.epoch import EpochLoader, Share, epoch_order, stream
 
@@ -333,3 +340,32 @@ def test_a_resumed_trainer_sees_exactly_the_remaining_batches(
     assert resumed.seen == uninterrupted.seen[saved:]
     for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def by_image(batches: list[tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
+    return {
+        int(number): image
+        for images, labels in batches
+        for image, number in zip(images, labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_image_is_seen_both_ways_in_any_two_epochs_in_a_row(world_size: int) -> None:
+    alternating = Pipeline(transforms={"flip": AlternatingFlip()})
+    epochs: list[dict[int, Tensor]] = [{}, {}, {}]
+    for rank in range(world_size):
+        loader = make_loader(pipeline=alternating, rank=rank, world_size=world_size)
+        for epoch, seen in enumerate(epochs):
+            seen |= by_image(epoch_of(loader, epoch))
+    plain = by_image(epoch_of(make_loader(pipeline=Pipeline(transforms={})), 0))
+    first, second, third = epochs
+    assert set(first) == set(plain)
+    mirrored = 0
+    for number, image in plain.items():
+        assert torch.equal(first[number], third[number])
+        assert torch.equal(first[number], second[number].flip(-1))
+        mirrored += not torch.equal(first[number], image)
+    assert 10 < mirrored < 40
+    other = by_image(epoch_of(make_loader(pipeline=alternating, seed=1), 0))
+    assert any(not torch.equal(other[number], first[number]) for number in first)

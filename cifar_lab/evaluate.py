@@ -149,7 +149,7 @@ def _corrupted(
 def _departure(run: Run, one: Evaluation, given: argparse.Namespace) -> list[str]:
     """Says where the run's own test, repeated, has another result."""
     recorded = run.metrics.get("test/acc")
-    repeated = given.data is None and given.ckpt == "best" and given.tta == "none"
+    repeated = given.data is None and given.ckpt == "best" and given.tta is None
     if not repeated or recorded is None or recorded == one.accuracy:
         return []
     from cifar_lab.records.environment import package_versions
@@ -215,7 +215,8 @@ def _print_head(run: Run, data: DataModule, given: argparse.Namespace, console: 
 
     described = describe_data(run.record.data)
     where = f"its own test images ({described})" if given.data is None else given.data
-    extra = "" if given.tta == "none" else f", mean of the probabilities over --tta {given.tta}"
+    tta = given.tta or run.config.get("tta", "none")
+    extra = "" if tta == "none" else f", mean of the logits over the views of tta={tta}"
     for name, value in (
         ("run", str(run.folder)),
         ("checkpoint", f"{run.checkpoint.name} ({run.digest[:12]}){extra}"),
@@ -260,7 +261,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--ckpt", default="best")
-    parser.add_argument("--tta", choices=("none", "flip", "flip+shift"), default="none")
+    parser.add_argument("--tta", choices=("none", "flip", "flip+shift"))
     parser.add_argument("--corrupt", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out")

@@ -129,44 +129,6 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
-class Averaged(nn.Module):
-    """A network asked of several views of each image; the mean of its probabilities.
-
-    Images (B, 3, H, W) -> logarithms of the mean probabilities (B, C).
-    """
-
-    def __init__(self, network: nn.Module, tta: Tta) -> None:
-        super().__init__()
-        self.network = network
-        self.tta = tta
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Of each view in turn: as many times the work as there are views."""
-        said = [self.network(view).float().log_softmax(1) for view in views(images, self.tta)]
-        return torch.stack(said).logsumexp(0) - float(np.log(len(said)))
-
-
-def views(images: Tensor, tta: Tta) -> list[Tensor]:
-    """The images themselves, their mirror images, and both moved by a pixel in four directions.
-
-    Moved edges are mirrored. A pixel is one of 32x32; in larger images it is as many as that share.
-    """
-    if tta == "none":
-        return [images]
-    mirrored = [images, images.flip(-1)]
-    if tta == "flip":
-        return mirrored
-    height, width = images.shape[-2:]
-    by = max(1, round(width / 32))
-    found = []
-    for one in mirrored:
-        wide = nn.functional.pad(one, (by, by, by, by), mode="reflect")
-        for down, right in ((0, 0), (by, 0), (-by, 0), (0, by), (0, -by)):
-            top, left = by - down, by - right
-            found.append(wide[..., top : top + height, left : left + width].contiguous())
-    return found
-
-
 class Tester:
     """Repeats a run's own test, on its images or on others.
 
@@ -174,7 +136,7 @@ class Tester:
         notes: where it can't be just as it was.
     """
 
-    def __init__(self, run: Run, *, tta: Tta = "none") -> None:
+    def __init__(self, run: Run, *, tta: Tta | None = None) -> None:
         route_library_logging()
         self.notes: list[str] = []
         config = run.config
@@ -192,11 +154,12 @@ class Tester:
                 network, device=kind, channels_last=channels_last, mode="none"
             )
         self._classifier = Classifier(
-            network=network if tta == "none" else Averaged(network, tta),
+            network=network,
             loss=_loss(run),
             optimizer=_never,
             schedule=_never,
             config={},
+            tta=tta or str(run.config.get("tta", "none")),
         )
         self._accelerator = {"cuda": "gpu"}.get(kind, kind)
         # the last bits of a sum depend on their number
@@ -271,7 +234,7 @@ def evaluate(
     data: DataModule,
     *,
     held_out: DataModule | None = None,
-    tta: Tta = "none",
+    tta: Tta | None = None,
 ) -> Evaluation:
     """Measures a run.
 
@@ -279,7 +242,7 @@ def evaluate(
         run: as `load_run` gives it.
         data: opened; its test split is measured on.
         held_out: the run's own data, of which the held-out images fit the temperature.
-        tta: test-time augmentation, `views`; the mean of the probabilities counts.
+        tta: test-time augmentation (`cifar_lab.model.tta`); None: as the run was tested.
     """
     tester = Tester(run, tta=tta)
     outputs = tester.test(data)

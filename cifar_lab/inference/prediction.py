@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +142,9 @@ def activation_maps(
     images = torch.from_numpy(pixels).to(run.model.offset) / 255
     layer = _last_map(run, images[:1])
     maps = []
-    explain = LayerGradCam(run.model, layer)
+    asked_once = copy.copy(run.model)
+    asked_once.tta = "none"  # a map is of one view
+    explain = LayerGradCam(asked_once, layer)
     for start in range(0, len(images), _BATCH):
         part = slice(start, start + _BATCH)
         target = torch.tensor(classes[part], device=images.device)

@@ -24,6 +24,7 @@ from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_lab.data.pictures import read_picture
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
+from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
@@ -41,7 +42,7 @@ Images = Tensor | NDArray[Any] | Picture | Sequence[Picture]
 
 
 class Normalized(nn.Module):
-    """A network with its normalization inside.
+    """A network with its normalization and test-time augmentation inside.
 
     Images (N, 3, H, W), float, in [0, 1] -> logits (N, classes), float32 (float64 of a network in
     float64). Images that are 8-bit values divided by 255 become the very numbers that the run's
@@ -49,14 +50,17 @@ class Normalized(nn.Module):
 
     Attributes:
         network: normalized images -> logits.
+        tta: the views of an image whose logits are averaged (`cifar_lab.model.tta`).
     """
 
     offset: Tensor
     factor: Tensor
 
-    def __init__(self, network: nn.Module, mean: Channels, std: Channels) -> None:
+    def __init__(
+        self, network: nn.Module, mean: Channels, std: Channels, tta: str = "none"
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.tta = network, tta
         # of values in 0..255, as `cifar_lab.data.augment.Normalization` has them
         dtype = torch.float64 if _is_double(network) else torch.float32
         channels = (torch.tensor(c, dtype=torch.float64).view(-1, 1, 1) for c in (mean, std))
@@ -66,8 +70,8 @@ class Normalized(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W) in [0, 1]."""
-        logits: Tensor = self.network((images * 255 - self.offset) * self.factor)
-        return logits
+        normalized = (images * 255 - self.offset) * self.factor
+        return averaged_logits(self.network, normalized, self.tta)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,8 @@ class Run:
         folder: absolute.
         record: all of run.json.
         model: images (N, 3, H, W), float, in [0, 1] -> logits (N, classes): normalization is
-            inside. On the CPU, in eval mode, with the weights that the run tested (averages where
-            it kept some), uncompiled.
+            inside, and test-time augmentation where the run used it. On the CPU, in eval mode, with
+            the weights that the run tested (averages where it kept some), uncompiled.
         checkpoint: the file that they are from.
         digest: SHA-256 of that file, 64 hexadecimal digits.
         mean: of each channel, in [0, 1], which is subtracted.
@@ -189,13 +193,16 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{path}: its {FILE_NAME} holds no configuration of a network")
     check_targets_of_record({"model": config["model"]}, also=trust)
+    tta = str(config.get("tta", "none"))
+    if tta not in VIEWS:
+        raise InputError(f"{path}: its tta={tta} is none of {', '.join(VIEWS)}")
     file, found = _checkpoint(path, record, ckpt)
     image_size, mean, std = _images_of(path, record)
     network = _network(config["model"], len(record.data.classes), image_size, found, file)
     return Run(
         folder=path,
         record=record,
-        model=Normalized(network, mean, std).eval(),
+        model=Normalized(network, mean, std, tta).eval(),
         checkpoint=file,
         digest=files.digest_of(file),
         mean=mean,

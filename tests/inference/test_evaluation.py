@@ -9,13 +9,11 @@ from scipy import stats
 
 from cifar_lab.errors import InputError
 from cifar_lab.inference.evaluation import (
-    Averaged,
     Outputs,
     calibration,
     ensemble,
     fit_temperature,
     summarize,
-    views,
 )
 
 
@@ -91,31 +89,3 @@ def test_an_ensemble_is_the_mean_of_the_probabilities() -> None:
     torch.testing.assert_close(alone.logits.softmax(1), logits.softmax(1))
     with pytest.raises(InputError, match="no ensemble"):
         ensemble([outputs(logits, labels), outputs(other, labels.roll(1))])
-
-
-def test_views_are_mirrored_and_moved() -> None:
-    images = torch.rand(2, 3, 32, 32)
-    assert views(images, "none") == [images]
-    same, mirrored = views(images, "flip")
-    assert torch.equal(same, images)
-    assert torch.equal(mirrored, images.flip(3))
-    all_ten = views(images, "flip+shift")
-    assert len(all_ten) == 10
-    assert torch.equal(all_ten[0], images)
-    assert torch.equal(all_ten[5], mirrored)
-    down, up, right, left = all_ten[1:5]
-    assert torch.equal(down[:, :, 1:], images[:, :, :-1])
-    assert torch.equal(up[:, :, :-1], images[:, :, 1:])
-    assert torch.equal(right[..., 1:], images[..., :-1])
-    assert torch.equal(left[..., :-1], images[..., 1:])
-    assert torch.equal(left[..., -1], images[..., -2])  # a mirror at the edge
-
-
-@pytest.mark.parametrize("tta", ["flip", "flip+shift"])
-def test_what_is_averaged_does_not_see_a_mirror(tta: str) -> None:
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
-    averaged = Averaged(network, "flip" if tta == "flip" else "flip+shift")
-    images = torch.rand(5, 3, 32, 32)
-    said = averaged(images)
-    torch.testing.assert_close(said, averaged(images.flip(3)))
-    torch.testing.assert_close(said.exp().sum(1), torch.ones(5))

@@ -67,6 +67,7 @@ RUNS = {
     "float64": (*QUICK, "trainer.precision=64-true"),
     "bfloat16": (*QUICK, "trainer.precision=bf16-mixed"),
     "a part of the test": (*QUICK, "trainer.limit_test_batches=2"),
+    "views averaged": (*CNN, "tta=flip"),
     "half": (*QUICK, "data.normalization=half"),
     "smoothed labels": (*QUICK, "loss.label_smoothing=0.1"),
     "torchvision": (

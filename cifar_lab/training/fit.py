@@ -135,7 +135,7 @@ def fit_and_test(
         fitted = timings.summary()
         if trainer.global_step == 0:
             raise InputError("the fit was stopped before its first optimizer step: nothing to test")
-        departures = watch.finish(trainer, classifier)
+        watch.finish(trainer, classifier)
         # a fit that was over already logs nothing: its last metrics came with the checkpoint
         metrics: dict[str, float | None] = {**carried, **metrics_of(trainer)}
         metrics |= _put_in_place(parts, checkpoints, watch, run_dir, resume_from)
@@ -152,7 +152,7 @@ def fit_and_test(
                 best_step=None if checkpoints is None else checkpoints.best_step,
                 steps_planned=watch.planned.steps,
                 images_per_step=watch.ran.images_per_step,
-                departures=departures,
+                departures=list(watch.departures.values()),
                 checkpoints=[n for n in files.NAMES if (run_dir / n).exists()],
                 labels=classifier.test_labels.numpy(),
                 logits=classifier.test_logits.numpy(),

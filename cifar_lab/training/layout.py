@@ -22,6 +22,11 @@ from cifar_lab.training.steps.multistep import SupportsMultistep, limited
 
 log = logging.getLogger("cifar_lab")
 
+# What else of the configuration a callback can reach, by where it is: of the trainer, and of the
+# optimizer's groups beside the rate, which the schedule tells.
+_OF_TRAINER = ("gradient_clip_val", "gradient_clip_algorithm", "limit_val_batches")
+_OF_GROUPS = ("weight_decay", "momentum", "dampening", "betas", "eps")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -121,12 +126,19 @@ class WatchLayout(Callback, SupportsMultistep):
         self.changed_at_the_end = False
         self._first_lr: float | None = None
         self._scheduler: Any = None
-        self._validated_norm = self._last_norm = math.nan
+        self._validated_norm = self._last_norm = self._to_test_norm = math.nan
+        self._settings: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes what is laid out, before another callback has a say."""
         if stage == "fit":
             self.planned = self.ran = layout_of(trainer)
+        elif stage == "test":
+            self._to_test_norm = _norm(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what trainer and optimizer were made with."""
+        self._settings = _settings(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that there is training, and the schedule."""
@@ -135,10 +147,17 @@ class WatchLayout(Callback, SupportsMultistep):
         if self._first_lr is None and isinstance(self._scheduler, FactorSchedule):
             self._first_lr = float(self._scheduler.base_lrs[0])
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes which weights were validated, before a callback puts others in their place."""
+        self._validated_norm = _norm(pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes which weights were validated."""
-        if not trainer.sanity_checking:
-            self.validated_step = trainer.global_step
+        """Notes when; averages have given way to the weights by now, and are in the checkpoint."""
+        if trainer.sanity_checking:
+            self._validated_norm = math.nan
+            return
+        self.validated_step = trainer.global_step
+        if _keeps_averages(trainer):
             self._validated_norm = _norm(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,6 +199,23 @@ class WatchLayout(Callback, SupportsMultistep):
                 "val/... says is of others",
             )
 
+        for name, value in _settings(trainer).items():
+            before = self._settings.get(name, value)
+            if value != before:
+                self._say(
+                    name,
+                    f"{name} was {_shown(value)} instead of {_shown(before)}: something changed it",
+                )
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares the weights of the test with those that were put in place for it."""
+        if not _same(self._to_test_norm, _norm(pl_module)):
+            self._say(
+                "tested",
+                "the weights were changed for the test: what test/... says is of others than the "
+                "checkpoint holds",
+            )
+
     def _compare_lr(self, lr: float, step: int) -> None:
         """Held against the schedule: the rate with which step number ``step``, from 0, is made."""
         if self._first_lr is None:
@@ -192,23 +228,21 @@ class WatchLayout(Callback, SupportsMultistep):
                 "something changed what optimizer.lr and the scheduler say",
             )
 
-    def finish(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        """All departures, once the fit is over: those of its length and last weights too."""
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares the length and the last weights, once the fit is over."""
         if trainer.global_step != self.planned.steps and not trainer.should_stop:
             self._say(
                 "steps",
                 f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
                 "the learning rates are laid out for",
             )
-        averages = any(isinstance(c, WeightAveraging) for c in callbacks_of(trainer))
-        if not averages and not _same(self._last_norm, _norm(pl_module)):
+        if not _keeps_averages(trainer) and not _same(self._last_norm, _norm(pl_module)):
             self.changed_at_the_end = True
             self._say(
                 "end",
                 "the weights were changed when training was over: what a checkpoint holds is "
                 "tested, and that change is not in one (callbacks=ema tests an average)",
             )
-        return list(self.departures.values())
 
     def _say(self, about: str, text: str) -> None:
         if about not in self.departures:
@@ -227,6 +261,31 @@ class WatchLayout(Callback, SupportsMultistep):
         """Takes it up."""
         self.departures = dict(state_dict["departures"])
         self.validated_step, self._first_lr = state_dict["validated_step"], state_dict["first_lr"]
+
+
+def _keeps_averages(trainer: Trainer) -> bool:
+    return any(isinstance(callback, WeightAveraging) for callback in callbacks_of(trainer))
+
+
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    """What keeps its value in a fit, by its name in the configuration."""
+    settings = {f"trainer.{name}": getattr(trainer, name) for name in _OF_TRAINER}
+    scheduler = trainer.lr_scheduler_configs[0].scheduler if trainer.lr_scheduler_configs else None
+    if isinstance(scheduler, FactorSchedule):  # others may turn momentum, too
+        groups = scheduler.optimizer.param_groups
+        for name in _OF_GROUPS:
+            values = [group[name] for group in groups if name in group]
+            if values:
+                settings[f"optimizer.{name}"] = [
+                    tuple(value) if isinstance(value, list) else value for value in values
+                ]
+    return settings
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):  # of the optimizer's groups
+        return ", ".join(str(one) for one in dict.fromkeys(value))
+    return str(value)
 
 
 def _norm(module: nn.Module) -> float:

@@ -207,6 +207,34 @@ class ChangesTheEnd(Callback):
         halve(pl_module)
 
 
+class Decaying(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.5
+
+
+class Clipping(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.gradient_clip_val = 0.001
+
+
+class ValidatesAnother(Callback):
+    """As averages that are put in place for a validation alone, and are in no checkpoint."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        halve(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            parameter.data.mul_(2)
+
+
+class TestsAnother(Callback):
+    __test__ = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        halve(pl_module)
+
+
 STEPS = "{} optimizer steps instead of the 16 that the learning rates are laid out for"
 
 
@@ -221,6 +249,10 @@ STEPS = "{} optimizer steps instead of the 16 that the learning rates are laid o
         (Longer, 50, [STEPS.format(24)]),
         (ChangesEpochs, 50, ["the weights were changed after their validation"]),
         (ChangesTheEnd, 50, ["the weights were changed when training was over"]),
+        (Decaying, 50, ["optimizer.weight_decay was 0.5 instead of 0.0005"]),
+        (Clipping, 50, ["trainer.gradient_clip_val was 0.001 instead of None"]),
+        (ValidatesAnother, 50, ["the weights were changed after their validation"]),
+        (TestsAnother, 50, ["the weights were changed for the test"]),
     ],
 )
 def test_what_another_callback_changes_is_said_and_recorded(

@@ -36,7 +36,8 @@ def status_after(action: str, *arguments: str, cwd: Path) -> int:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _FORK.format(action=action), *arguments],
         cwd=cwd,
-        env=environment(XDG_CACHE_HOME=str(cwd / "cache")),
+        # Lightning's import sets the variable in this process: the driver is then not asked
+        env=environment(XDG_CACHE_HOME=str(cwd / "cache"), PYTORCH_NVML_BASED_CUDA_CHECK="0"),
         capture_output=True,
         text=True,
         timeout=120,

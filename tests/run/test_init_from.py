@@ -307,7 +307,7 @@ def test_a_frozen_run_that_was_stopped_ends_as_one_that_was_not(
     source = shutil.copytree(sources["resnet"], "source")
     arguments = (*BASE, *FROZEN, *more, f"init_from={source}")
     assert lab(*arguments, "hydra.run.dir=whole")[0] == 0
-    stop_at(monkeypatch, 4)
+    stop_at(monkeypatch, 5)
     assert lab(*arguments, "hydra.run.dir=cut")[0] == 130
     assert lab(*arguments, "hydra.run.dir=cut")[0] == 0
     same(Path("whole"), Path("cut"))

@@ -22,8 +22,8 @@ THEIRS = "lightning.pytorch.callbacks"
 
 # what Lightning has, and why it may stay: nothing that was configured changes, or it is recorded
 REFUSED = {
-    "BackboneFinetuning": "where the network is made",
-    "BaseFinetuning": "where the network is made",
+    "BackboneFinetuning": "keeps layers out",
+    "BaseFinetuning": "keeps layers out",
     "BatchSizeFinder": "-m data.batch_size=64,128,256",
     "EMAWeightAveraging": "callbacks=ema",
     "GradientAccumulationScheduler": "trainer.accumulate_grad_batches",

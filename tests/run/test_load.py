@@ -72,7 +72,7 @@ RUNS = {
     "smoothed labels": (*QUICK, "loss.label_smoothing=0.1"),
     "torchvision": (
         *[a for a in QUICK if not a.startswith("model")],
-        *("model=resnet10", "~model.num_blocks", "~model.width"),
+        *("model=resnet10", "~model.num_blocks", "~model.width", "~model.stochastic_depth"),
         "model._target_=torchvision.models.squeezenet1_1",
     ),
 }

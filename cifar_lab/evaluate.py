@@ -22,10 +22,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,18 +43,7 @@ _USAGE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 1, 2 for wrong input, 130 or 143)."""
-    signals.install()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if {"-h", "--help"} & set(words):
-            print(__doc__)
-            return 0
-        return _evaluate(_parse(words))
-    except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_status
+    return run_command(arguments, lambda words: _evaluate(_parse(words)), text=__doc__)
 
 
 def _evaluate(given: argparse.Namespace) -> int:
@@ -62,7 +51,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     from cifar_lab.inference.show import print_comparison, print_evaluation
     from cifar_lab.run.load import load_run
 
-    console = _console()
+    console = table_console()
     runs = [load_run(path, given.ckpt, trust=given.trust) for path in given.runs]
     _check_alike(runs, given)
     archive = _archive(given)
@@ -244,20 +233,8 @@ def _json(
     return {"data": given.data, "tta": given.tta, "runs": found, "ensemble": together}
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; usage: {_USAGE}")
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(_USAGE)
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--ckpt", default="best")

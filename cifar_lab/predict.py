@@ -24,10 +24,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import Parser, run_command
+from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
@@ -45,18 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: a picture couldn't be read. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    signals.install()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if {"-h", "--help"} & set(words):
-            print(__doc__)
-            return 0
-        return _predict(_parse(words))
-    except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_status
+        return run_command(arguments, lambda words: _predict(_parse(words)), text=__doc__)
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
         return 0
@@ -178,13 +168,8 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
         ) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; usage: {_USAGE}")
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(_USAGE)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=_at_least_one, default=3)

@@ -32,7 +32,6 @@ from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.steps.compile import prepare
 
 Tta = Literal["none", "flip", "flip+shift"]
-TTA: tuple[Tta, ...] = ("none", "flip", "flip+shift")
 BINS = 15  # of confidence, as Guo et al. (arXiv:1706.04599) have them
 LEVEL = 0.95
 # Arguments of the Trainer that have a part in what a test computes
@@ -47,8 +46,8 @@ class Outputs:
     """What a network said to a split.
 
     Attributes:
-        logits: (N, C) float32 on the CPU; of test-time augmentation and of ensembles the logarithm
-            of the mean probabilities.
+        logits: (N, C) float32 on the CPU; of test-time augmentation their mean over the views, of
+            an ensemble the logarithm of the mean probabilities.
         labels: (N,) int64.
         loss: the run's own, mean over the images; None of an ensemble.
         accuracy: share of the images whose largest logit is the label's.

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.files import sync_folder
+from cifar_lab.records.files import DIGEST_CHARACTERS, DIGEST_LABEL, sync_folder
 
 log = logging.getLogger("cifar_lab")
 
-_LABEL = b"sha256:"
-_DIGEST_CHARACTERS = 64
 # the end-of-central-directory record of a ZIP without a comment, which torch writes last
 _END_SIGNATURE, _END_BYTES = b"PK\x05\x06", 22
 
@@ -37,12 +35,12 @@ def add_digest(path: Path) -> None:
     end = data[-_END_BYTES:]
     assert end.startswith(_END_SIGNATURE), f"{path}: no plain ZIP"
     assert end.endswith(b"\0\0"), f"{path}: its ZIP has a comment already"
-    comment_length = struct.pack("<H", len(_LABEL) + _DIGEST_CHARACTERS)
+    comment_length = struct.pack("<H", len(DIGEST_LABEL) + DIGEST_CHARACTERS)
     digest = hashlib.sha256(memoryview(data)[:-2])
-    digest.update(comment_length + _LABEL)
+    digest.update(comment_length + DIGEST_LABEL)
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)
-        file.write(comment_length + _LABEL + digest.hexdigest().encode())
+        file.write(comment_length + DIGEST_LABEL + digest.hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -55,8 +53,8 @@ def verify(path: Path) -> None:
         raise DamagedError(f"{path.name} can't be read ({error.strerror})") from error
     if not data:
         raise DamagedError(f"{path.name} is empty")
-    body, digest = memoryview(data)[:-_DIGEST_CHARACTERS], data[-_DIGEST_CHARACTERS:]
-    if bytes(body[-len(_LABEL) :]) != _LABEL:
+    body, digest = memoryview(data)[:-DIGEST_CHARACTERS], data[-DIGEST_CHARACTERS:]
+    if bytes(body[-len(DIGEST_LABEL) :]) != DIGEST_LABEL:
         raise DamagedError(f"{path.name} is cut off, or carries no digest")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         raise DamagedError(f"{path.name} is damaged: its digest differs")
@@ -95,13 +93,6 @@ def _check_stored(path: Path) -> None:
 
 def _plain(info: zipfile.ZipInfo) -> bool:
     return info.file_size == info.compress_size
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 that a checkpoint carries, 64 hexadecimal digits; `load` verifies it."""
-    with open(path, "rb") as file:
-        file.seek(-_DIGEST_CHARACTERS, os.SEEK_END)
-        return file.read().decode("ascii")
 
 
 FOLDER = "checkpoints"

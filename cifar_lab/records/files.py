@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
+
+DIGEST_LABEL, DIGEST_CHARACTERS = b"sha256:", 64
+_CARRIED = re.compile(rb"%s([0-9a-f]{%d})" % (DIGEST_LABEL, DIGEST_CHARACTERS))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -33,6 +37,20 @@ def check_file(path: Path, *, most: int) -> None:
         raise ValueError(f"{path.name}: is no file")
     if status.st_size > most:
         raise ValueError(f"{path.name}: has {status.st_size:,} bytes; at most {most:,} are read")
+
+
+def carried_digest(path: Path) -> str:
+    """The SHA-256 at the end of a checkpoint file, 64 hexadecimal digits; read, not verified.
+
+    `cifar_lab.records.checkpoint_file` writes and verifies it. Raises ValueError where there is
+    none, OSError where the file can't be read.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-min(size, len(DIGEST_LABEL) + DIGEST_CHARACTERS), os.SEEK_END)
+        if carried := _CARRIED.fullmatch(file.read()):
+            return carried[1].decode()
+    raise ValueError("no checkpoint of a run, or one that is cut off")
 
 
 def sync_folder(folder: Path) -> None:

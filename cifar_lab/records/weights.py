@@ -7,20 +7,17 @@ The supervisor of a sweep asks too, so nothing here needs torch;
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import carried_digest
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 SAFETENSORS = ".safetensors"
 _TORCHVISION = re.compile(r"\w+_Weights\.\w+")
-# the end of a file that `checkpoint_file.add_digest` has been through
-_CARRIED = re.compile(rb"sha256:([0-9a-f]{64})")
-_CARRIED_BYTES = 71
 ALLOWED = (
     "must be a run folder, a checkpoint file of a run, a .safetensors file, or the name of "
     "torchvision's weights, e.g. ResNet18_Weights.IMAGENET1K_V1"
@@ -83,10 +80,7 @@ def _tested(init_from: str, folder: Path) -> Path:
 
 @lru_cache
 def _digest(file: Path, size: int, changed: int) -> str:
+    if file.suffix != SAFETENSORS:
+        return carried_digest(file)
     with open(file, "rb") as opened:
-        if file.suffix == SAFETENSORS:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-        opened.seek(-min(size, _CARRIED_BYTES), os.SEEK_END)
-        if carried := _CARRIED.fullmatch(opened.read()):
-            return carried[1].decode()
-    raise ValueError("no checkpoint of a run, or one that is cut off")
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -15,31 +15,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.errors import Interrupted
 
 WATCH_S = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 1, 2 for wrong input, 130 or 143)."""
-    signals.install()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if {"-h", "--help"} & set(words):
-            print(__doc__)
-            return 0
-        return _report(_parse(words))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_status
+    return run_command(arguments, lambda words: _report(_parse(words)), text=__doc__, prefix="")
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -60,7 +47,7 @@ def _report(given: argparse.Namespace) -> int:
 def _write_once(path: Path, out: Path | None) -> None:
     from cifar_lab.report.write import write_report
 
-    console = _console()
+    console = table_console()
     folder = write_report(path, out, console=console)
     console.print(f"report     {folder / 'report.html'}", soft_wrap=True, markup=False)
 
@@ -71,7 +58,7 @@ def _watch(path: Path, out: Path | None, seconds: float) -> NoReturn:
     from cifar_lab.report.tables import status_text
     from cifar_lab.report.write import compare_runs, destination, write_files, write_page
 
-    folder, reader, console, report = destination(path, out), Reader(path), _console(), None
+    folder, reader, console, report = destination(path, out), Reader(path), table_console(), None
     console.print(
         f"report     {folder / 'report.html'} (Ctrl-C ends)", soft_wrap=True, markup=False
     )
@@ -93,23 +80,8 @@ def _watch(path: Path, out: Path | None, seconds: float) -> NoReturn:
         raise
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    # into a file or a pipe goes the whole table
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(
-            f"{message}; usage: python -m cifar_lab.report PATH [--out DIR] [--watch [SECONDS]]"
-        )
-
-
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("python -m cifar_lab.report PATH [--out DIR] [--watch [SECONDS]]")
     parser.add_argument("path", type=Path, metavar="PATH")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--watch", type=_seconds, nargs="?", const=WATCH_S)

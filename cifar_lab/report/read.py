@@ -233,10 +233,6 @@ def _selection(record: RunRecord, curves: Curves) -> float | None:
     return float(of_best[-1]) if of_best.size and 0 <= of_best[-1] <= 1 else last
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None

@@ -27,6 +27,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
+from cifar_lab.records.files import carried_digest
 from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
 from cifar_lab.run.build import build_network
 
@@ -204,7 +205,7 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
         record=record,
         model=Normalized(network, mean, std, tta).eval(),
         checkpoint=file,
-        digest=files.digest_of(file),
+        digest=carried_digest(file),
         mean=mean,
         std=std,
         image_size=image_size,

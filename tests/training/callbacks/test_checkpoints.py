@@ -100,19 +100,11 @@ def test_the_best_epochs_weights_are_what_is_tested_and_recorded(
     assert equal(kept["state_dict"], tested)
 
 
-# ten seconds a step by the clock, 8 steps an epoch; the last one is saved with the epoch
-@pytest.mark.parametrize(
-    ("every_minutes", "within"),
-    [("0.5", [3, 6, 11, 14]), ("0.1", [*range(1, 8), *range(9, 16)]), ("null", []), ("2", [])],
-)
-def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_passed(
-    lab: Lab,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    every_minutes: str,
-    within: list[int],
-) -> None:
-    now, saved = 1000.0, []
+@pytest.fixture
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The optimizer steps behind each checkpoint; by the checkpoints' clock a step takes 10 s."""
+    now = 1000.0
+    saved: list[int] = []
     step, save = Classifier.training_step, Checkpoints.save_last
 
     def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
@@ -129,12 +121,27 @@ def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_p
     monkeypatch.setattr(
         "cifar_lab.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
     )
+    return saved
+
+
+# ten seconds a step by the clock, 8 steps an epoch; the last one is saved with the epoch
+@pytest.mark.parametrize(
+    ("every_minutes", "within"),
+    [("0.5", [3, 6, 11, 14]), ("0.1", [*range(1, 8), *range(9, 16)]), ("null", []), ("2", [])],
+)
+def test_within_an_epoch_a_checkpoint_is_saved_whenever_that_many_minutes_have_passed(
+    lab: Lab,
+    tmp_path: Path,
+    saved_steps: list[int],
+    every_minutes: str,
+    within: list[int],
+) -> None:
     status, _, err = lab(
         *(*TINY, "threads=1", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path}/run"),
         f"callbacks.checkpoints.every_minutes={every_minutes}",
     )
     assert status == 0, err
-    assert saved == sorted([*within, 8, 16])
+    assert saved_steps == sorted([*within, 8, 16])
 
 
 # 8 steps an epoch, ten seconds each; the second epoch's value is the best
@@ -146,6 +153,7 @@ def test_an_epoch_is_saved_when_it_is_due_the_best_or_the_last(
     lab: Lab,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    saved_steps: list[int],
     min_seconds: str,
     epochs: list[int],
 ) -> None:
@@ -153,31 +161,13 @@ def test_an_epoch_is_saved_when_it_is_due_the_best_or_the_last(
     if min_seconds == "81":
         values = [float("nan"), 0.7, 0.3, 0.3, 0.3]
     Scripted(monkeypatch, values)
-    saved, save = [], Checkpoints.save_last
-    step = Classifier.training_step
-    now = 1000.0
-
-    def stepping(self: Classifier, batch: Any, batch_idx: int) -> Any:
-        nonlocal now
-        now += 10
-        return step(self, batch, batch_idx)
-
-    def saving(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved.append(trainer.global_step // 8)
-        save(self, trainer, pl_module)
-
-    monkeypatch.setattr(Classifier, "training_step", stepping)
-    monkeypatch.setattr(Checkpoints, "save_last", saving)
-    monkeypatch.setattr(
-        "cifar_lab.training.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now)
-    )
     status, _, err = lab(
         *(*TINY, "threads=1", "trainer.max_epochs=5", f"hydra.run.dir={tmp_path}/run"),
         f"callbacks.checkpoints.min_seconds={min_seconds}",
         "callbacks.checkpoints.every_minutes=null",
     )
     assert status == 0, err
-    assert saved == epochs
+    assert [step // 8 for step in saved_steps] == epochs
     assert record_of(tmp_path / "run")["best_epoch"] == 2
 
 

@@ -1,0 +1,62 @@
+"""What the commands beside a run share: how arguments are read, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from cifar_lab import signals
+from cifar_lab.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError, with the usage, where argparse would print a page and end the process."""
+
+    def __init__(self, usage: str) -> None:
+        super().__init__(usage=usage, add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """As one line."""
+        raise InputError(f"{message}; usage: {self.usage}")
+
+
+def run_command(
+    arguments: Sequence[str] | None,
+    command: Callable[[list[str]], int],
+    *,
+    text: str | None,
+    prefix: str = "cifar_lab: ",
+) -> int:
+    """Runs a command; returns its exit status: its own, 2 for wrong input, 130 or 143 when stopped.
+
+    Args:
+        arguments: None: those of this process.
+        command: the arguments -> the exit status.
+        text: what ``--help`` prints.
+        prefix: of the line that says what is wrong.
+    """
+    signals.install()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if {"-h", "--help"} & set(words):
+            print(text)
+            return 0
+        return command(words)
+    except InputError as error:
+        print(f"{prefix}{error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        return stop.exit_status
+
+
+def table_console() -> Console:
+    """For tables: into a file or a pipe goes all of their width."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)

@@ -45,8 +45,14 @@ def test_what_is_let_through_moves_every_element(dtype: torch.dtype) -> None:
 def test_muon_s_own_moves_every_element_of_what_is_no_matrix(dtype: torch.dtype) -> None:
     make = partial(
         Muon,
-        **{"lr": 1.0, "momentum": 0.5, "nesterov": False, "weight_decay": 0.0, "orthogonal": True},
-        **{"normalize": False, "iterations": 5, "dtype": "float32"},
+        lr=1.0,
+        momentum=0.5,
+        nesterov=False,
+        weight_decay=0.0,
+        orthogonal=True,
+        normalize=False,
+        iterations=5,
+        dtype="float32",
     )
     for size in (5, 16, 37, 144):
         plain = stepped(partial(SGD, lr=1.0, momentum=0.5), size, dtype)

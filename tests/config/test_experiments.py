@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cifar_lab.config.compose import compose, run_config
+from cifar_lab.config.validate import check
 from cifar_lab.run.build import build_network, build_optimizer, build_schedule
 from cifar_lab.training.muon import orthogonalized
 from cifar_lab.training.schedules import FactorSchedule
@@ -24,6 +25,7 @@ NARROW = {
     "cnn": ("model.width=4",),
     "resnet10": ("model.width=4", "model.num_blocks=[1,1]"),
     "speednet": ("model.widths=[8,8,8]",),
+    "wide_resnet": ("model.depth=10", "model.width=1"),
 }
 
 
@@ -121,3 +123,32 @@ def test_speed94_is_what_its_source_does() -> None:
         assert lr == pytest.approx(2000 * rate)
         assert lr * decay == pytest.approx(2e-6 * 2000, rel=1e-3)
     assert groups["whitening"]["until"] * 8 == 3
+
+
+def test_speed96_is_what_its_source_does() -> None:
+    config = run_config(compose(["experiment=speed96"]))
+    optimizer, groups = config["optimizer"], config["optimizer"]["groups"]
+    # decoupled there: 9 and .012 for 1,024 images, in units of 1 + 1 / (1 - momentum)
+    unit = 1 + 1 / (1 - 0.85)
+    assert optimizer["momentum"] == 0.85
+    assert optimizer["lr"] == pytest.approx(9 / unit)
+    assert optimizer["lr"] * optimizer["weight_decay"] == pytest.approx(0.012 / unit)
+    assert groups["biases"]["lr"] == pytest.approx(64 * 9 / unit)
+    assert groups["biases"]["lr"] * groups["biases"]["weight_decay"] == pytest.approx(0.012 / unit)
+    assert groups["whitening"]["until"] * 37 == pytest.approx(3)
+    assert config["model"]["widths"] == [128, 384, 512]
+    assert config["model"]["logit_scale"] == pytest.approx(1 / 9)
+
+
+def test_cpu94_is_speed94_for_longer() -> None:
+    short, long = (run_config(compose([f"experiment={name}"])) for name in ("speed94", "cpu94"))
+    assert long["trainer"].pop("max_epochs") == 4 * short["trainer"].pop("max_epochs")
+    for config in (short, long):
+        config["optimizer"]["groups"]["whitening"].pop("until")
+    assert long == short
+
+
+def test_each_ingredient_can_be_left_out() -> None:
+    for name in EXPERIMENTS:
+        for ingredient in compose([f"experiment={name}"]).sweep.ingredients or ():
+            check(compose([f"experiment={name}", f"ablation=without_{ingredient}"]))

@@ -166,23 +166,30 @@ class RandomCrop(Transform):
 
 @final
 class Cutout(Transform):
-    """Sets a `size` x `size` square to the channel mean; it may reach over the edge.
+    """Sets a `size` x `size` square to the channel mean.
 
-    Source: arXiv:1708.04552.
+    Its centre is any pixel, so that it may reach over the edge (arXiv:1708.04552); with `inside`
+    it lies anywhere within the image, and always blanks as much (arXiv:2404.00498).
     """
 
     stage = Stage.NORMALIZED
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: int, inside: bool = False) -> None:
         check_whole("augment.transforms.cutout.size", size, 0)
+        check_choice("augment.transforms.cutout.inside", inside, (True, False))
         self.size = size
+        self.inside = inside
 
     def check_size(self, size: int) -> None:
         """At most what blanks all of the image from any centre."""
-        check_whole("augment.transforms.cutout.size", self.size, 0, 2 * size)
+        most = size if self.inside else 2 * size
+        check_whole("augment.transforms.cutout.size", self.size, 0, most)
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..size-1: the centre's row and column."""
+        if self.inside:
+            first = torch.randint(0, size - self.size + 1, (count, 2), generator=generator)
+            return first + self.size // 2
         return torch.randint(0, size, (count, 2), generator=generator)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

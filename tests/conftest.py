@@ -144,4 +144,5 @@ def started(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """For child processes: one thread each, this repository importable."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+    path = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}

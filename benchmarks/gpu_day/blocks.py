@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import statistics
@@ -19,7 +20,8 @@ from cifar_lab.records.record import RunRecord
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _LAB = (sys.executable, "-m", "cifar_lab")
-_ENV = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+_PATH = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+_ENV = {"PYTHONPATH": os.pathsep.join(_PATH), "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ def blocks(settings: Settings) -> list[Block]:
 def _laws(settings: Settings) -> list[Task]:
     tests = REPOSITORY / "tests"
     marked = [p for p in sorted(tests.rglob("test_*.py")) if "mark.gpu" in p.read_text()]
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-v")
+    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
+    pytest = (*pytest, "--tb=short", "-v")
     workers = ("-n", str(settings.jobs)) if settings.jobs > 1 else ()
     files = [str(path.relative_to(REPOSITORY)) for path in marked]
 

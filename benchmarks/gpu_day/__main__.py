@@ -95,7 +95,7 @@ def _day(given: argparse.Namespace, temporary: Path) -> int:
         random=temporary / "random",
         cache=temporary / "cache",
         device=device,
-        jobs=1 if given.tiny else min(8, cores()),
+        jobs=1 if given.tiny else min(8, cores() // 2),
         also=given.also,
         public=temporary / "public",
         tiny=given.tiny,

@@ -70,10 +70,12 @@ def blocks(settings: Settings) -> list[Block]:
 def _laws(settings: Settings) -> list[Task]:
     tests = REPOSITORY / "tests"
     marked = [p for p in sorted(tests.rglob("test_*.py")) if "mark.gpu" in p.read_text()]
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
-    pytest = (*pytest, "--tb=short", "-v")
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    pytest += ["-p", "no:benchmark", "-p", "benchmarks.gpu_day.failures"]
     workers = ("-n", str(settings.jobs)) if settings.jobs > 1 else ()
     files = [str(path.relative_to(REPOSITORY)) for path in marked]
+    # many processes with all threads each would wait for one another
+    env = {**_ENV, "OMP_NUM_THREADS": "1"}
 
     def of_a_gpu(_: Path) -> list[str]:
         return [*pytest, *workers, "-m", "gpu", *files]
@@ -82,13 +84,14 @@ def _laws(settings: Settings) -> list[Task]:
         return [*pytest, "tests/laws/test_forks.py"]
 
     return [
-        Task(name="gpu", command=of_a_gpu, read=_read_tests, cwd=REPOSITORY, env=_ENV),
-        Task(name="forks", command=of_forks, read=_read_tests, cwd=REPOSITORY, env=_ENV),
+        Task(name="gpu", command=of_a_gpu, read=_read_tests, cwd=REPOSITORY, env=env),
+        Task(name="forks", command=of_forks, read=_read_tests, cwd=REPOSITORY, env=env),
     ]
 
 
 # "PASSED tests/x.py::test" of parallel workers, "tests/x.py::test PASSED" of one
 _END = "(PASSED|FAILED|ERROR|SKIPPED)"
+_SAID = re.compile(r"^FAILURE (\[.*\])$", re.MULTILINE)
 _TEST_ENDED = re.compile(rf"{_END} (tests/\S+.*)|^(tests/\S+.*?) {_END}", re.MULTILINE)
 
 
@@ -96,14 +99,12 @@ def _read_tests(ended: Ended, _: Path) -> list[Row]:
     """How many ended how, and what each failure said; also of a session that was cut off."""
     found = _TEST_ENDED.findall(ended.output)
     ends = {(b or c).split(" - ")[0].strip(): (a or d).lower() for a, b, c, d in found}
-    said = dict(
-        re.findall(r"^_{3,} (.+?) _{3,}\n(.*?)(?=^_{3,} |^={3,} )", ended.output, re.M | re.S)
-    )
+    said: dict[str, str] = dict(map(json.loads, _SAID.findall(ended.output)))
     counts = {
         end: list(ends.values()).count(end) for end in ("passed", "failed", "error", "skipped")
     }
     failures = [
-        {"test": test, "end": end, "said": said.get(test.partition("::")[2], "")[-1500:]}
+        {"test": test, "end": end, "said": said.get(test, "")}
         for test, end in ends.items()
         if end in ("failed", "error")
     ]
@@ -146,14 +147,16 @@ def _read_lines(ended: Ended, _: Path) -> list[Row]:
 # --- recipes --------------------------------------------------------------------------------------
 
 
+_TINY = (
+    *("data.batch_size=20", "trainer.max_epochs=1", "trainer.limit_train_batches=2"),
+    *("trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "tta=none"),
+)
+
+
 def _sweep(
     settings: Settings, name: str, seeds: int, slots: int, *more: str, limit_s: float = 600.0
 ) -> Task:
     """An experiment with seeds from 0 on, so many at a time."""
-    tiny = (
-        *("data.batch_size=20", "trainer.max_epochs=1", "trainer.limit_train_batches=2"),
-        *("trainer.limit_test_batches=1", "trainer.limit_val_batches=1", "tta=none"),
-    )
 
     def command(folder: Path) -> list[str]:
         return [
@@ -163,7 +166,7 @@ def _sweep(
             f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
             *(f"sweep.slots={1 if settings.tiny else slots}", "sweep.report=false"),
             *("monitors=none", "logger=csv", f"hydra.sweep.dir={folder / 'sweep'}", *more),
-            *(tiny if settings.tiny else ()),
+            *(_TINY if settings.tiny else ()),
         ]
 
     label = " ".join([name, *more])
@@ -173,10 +176,11 @@ def _sweep(
 def _read_runs(ended: Ended, folder: Path) -> list[Row]:
     """A row for each run of a sweep, in the order of their ends."""
     paths = sorted((folder / "sweep").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    return [_row(RunRecord.read(path.parent)) for path in paths]
+    return [row_of(RunRecord.read(path.parent)) for path in paths]
 
 
-def _row(record: RunRecord) -> Row:
+def row_of(record: RunRecord) -> Row:
+    """What a table says of a run."""
     return {
         "status": record.status,
         "error": record.error,
@@ -192,12 +196,40 @@ def _row(record: RunRecord) -> Row:
     }
 
 
+# what a GPU makes of the same steps
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "recorded": ("steps_per_call=25", "cuda_graph=true", "callbacks.checkpoints.min_seconds=60"),
+    "compiled, recorded": (
+        *("steps_per_call=25", "cuda_graph=true", "callbacks.checkpoints.min_seconds=60"),
+        "compile=default",
+    ),
+}
+
+
 def _recipes(settings: Settings) -> list[Task]:
-    """Alone on the device, so that their times count."""
+    """Alone on the device, in one process each, so that their times count."""
+
+    def alone(name: str, variant: str, seeds: int, limit_s: float) -> Task:
+        def command(_: Path) -> list[str]:
+            on_gpu = settings.device == "cuda"
+            words = [f"experiment={name}", f"data.root={settings.data}"]
+            words += [f"data.cache={settings.cache}", "monitors=none", "logger=csv"]
+            words += [f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}"]
+            words += [*(_TINY if settings.tiny else ()), *(_VARIANTS[variant] if on_gpu else ())]
+            count = 1 if settings.tiny else seeds
+            return [sys.executable, "-m", "benchmarks.gpu_day.recipe", str(count), *words]
+
+        return Task(
+            name=f"{name}, {variant}", command=command, read=_read_lines, env=_ENV, limit_s=limit_s
+        )
+
     return [
-        _sweep(settings, "speed94", 20, 1, limit_s=90),
+        alone("speed94", "compiled, recorded", 11, 70),
         *(_also(settings, name, command) for name, command in settings.also.items()),
-        _sweep(settings, "resnet10_strong", 1, 1),
+        alone("speed94", "recorded", 6, 40),
+        alone("speed94", "plain", 4, 40),
+        alone("resnet10_strong", "recorded", 1, 300),
     ]
 
 

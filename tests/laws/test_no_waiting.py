@@ -194,6 +194,8 @@ ON_A_GPU = {**SETUPS, "16-mixed": {"trainer": {"precision": "16-mixed"}}}
 
 
 @pytest.mark.gpu
+# torch says once that it doesn't know all that waits
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("setup", ON_A_GPU)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_fit_on_a_gpu_waits_for_nothing_within_an_epoch(

@@ -21,10 +21,11 @@ pytestmark = pytest.mark.gpu
 Lab = Callable[..., tuple[int, str, str]]
 
 # without dropout, which draws on the device
-BASE = (*[a for a in TINY if not a.startswith(("model", "trainer=cpu"))], "seed=5")
-CNN = ("model=cnn", "model.width=16", "model.dropout=0")
+BASE = (*[a for a in TINY if not a.startswith(("model", "trainer=cpu"))], "seed=5", "threads=1")
 RESNET = ("model=resnet10", "model.num_blocks=[1,1]", "model.width=16")
-HALF, FULL = 0.1, 0.02
+# a ResNet learns much in these 16 steps: other bits move its losses by a part in 10,000, a wrong
+# gradient by far more; TF32 and bfloat16 by some in 1,000
+FULL, HALF = 0.01, 0.03
 
 PATHS: dict[str, tuple[float, tuple[str, ...]]] = {
     "plain": (FULL, ()),
@@ -63,11 +64,11 @@ def test_a_run_is_that_of_the_cpu(lab: Lab, tmp_path: Path, path: str) -> None:
     # what the CPU has too, in float32 and step by step
     there_only = ("trainer.precision", "steps_per_call", "cuda_graph", "compile", "trainer.bench")
     here = [word for word in more if not word.startswith(there_only)]
-    assert lab(*BASE, *CNN, *here, "trainer=cpu", f"hydra.run.dir={tmp_path}/cpu")[0] == 0
-    status, _, err = lab(*BASE, *CNN, *more, "trainer=gpu", f"hydra.run.dir={tmp_path}/gpu")
+    assert lab(*BASE, *RESNET, *here, "trainer=cpu", f"hydra.run.dir={tmp_path}/cpu")[0] == 0
+    status, _, err = lab(*BASE, *RESNET, *more, "trainer=gpu", f"hydra.run.dir={tmp_path}/gpu")
     assert status == 0, err
     cpu, gpu = record_of(tmp_path / "cpu"), record_of(tmp_path / "gpu")
-    assert gpu["device"].startswith("cuda")
+    assert torch.cuda.get_device_name() in gpu["device"]
     assert gpu["steps"] == cpu["steps"]
     assert gpu["departures"] == cpu["departures"]
     for metric in ("train/loss", "val/loss", "test/loss"):
@@ -147,7 +148,7 @@ def test_stopped_and_continued_equals_undisturbed_to_the_bit(
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_sixty_steps_in_half_precision_learn(lab: Lab, tmp_path: Path, precision: str) -> None:
     status, _, err = lab(
-        *(*BASE, *CNN, "trainer=gpu", f"trainer.precision={precision}", "trainer.max_epochs=8"),
+        *(*BASE, *RESNET, "trainer=gpu", f"trainer.precision={precision}", "trainer.max_epochs=8"),
         f"hydra.run.dir={tmp_path}/run",
     )
     assert status == 0, err
@@ -156,7 +157,7 @@ def test_sixty_steps_in_half_precision_learn(lab: Lab, tmp_path: Path, precision
 
 
 def test_jobs_of_a_sweep_share_a_gpu(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cifar_lab", "-m", *merged(*BASE, *CNN, "seed=1,2,3,4")]
+    command = [sys.executable, "-m", "cifar_lab", "-m", *merged(*BASE, *RESNET, "seed=1,2,3,4")]
     command += ["trainer=gpu", "sweep.slots=2", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=200, cwd=tmp_path
@@ -164,7 +165,7 @@ def test_jobs_of_a_sweep_share_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/run.json")]
     assert [record["status"] for record in records] == ["finished"] * 4
-    assert all(record["device"].startswith("cuda") for record in records)
+    assert all(torch.cuda.get_device_name() in record["device"] for record in records)
 
 
 def test_processes_on_a_gpu_talk_through_nccl(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_processes_on_a_gpu_talk_through_nccl(tmp_path: Path) -> None:
 def test_more_gpus_than_there_are_is_one_line(lab: Lab, tmp_path: Path) -> None:
     count = torch.cuda.device_count() + 1
     status, _, err = lab(
-        *BASE, *CNN, "trainer=gpu", f"trainer.devices={count}", f"hydra.run.dir={tmp_path}/run"
+        *BASE, *RESNET, "trainer=gpu", f"trainer.devices={count}", f"hydra.run.dir={tmp_path}/run"
     )
     assert status == 2
     assert len(err.strip().splitlines()) == 1
@@ -213,7 +214,7 @@ def test_a_run_of_a_gpu_is_read_anywhere(lab: Lab, tmp_path: Path) -> None:
     from cifar_lab.evaluate import main
 
     folder = tmp_path / "run"
-    assert lab(*BASE, *CNN, "trainer=gpu", f"hydra.run.dir={folder}")[0] == 0
+    assert lab(*BASE, *RESNET, "trainer=gpu", f"hydra.run.dir={folder}")[0] == 0
     run = load_run(folder)
     assert next(run.model.parameters()).device.type == "cpu"
     assert main([str(folder)]) == 0

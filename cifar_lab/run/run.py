@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from cifar_lab import signals
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.overrides import assignment
 from cifar_lab.config.written import config_to_keep
-from cifar_lab.errors import Diverged, InputError, Interrupted
+from cifar_lab.errors import Diverged, InputError, Interrupted, memory_ran_out
 from cifar_lab.records import credentials, processes
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import git_state, package_versions
@@ -390,7 +391,16 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     else:
         status, ending = 1, "failed"
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.error("%s", text, exc_info=error)
+        if memory_ran_out(text):
+            text = _shortened(text)
+            # where it ran out is chance: a traceback of torch says nothing
+            log.error(
+                "%s; smaller batches (data.batch_size=%s) or trainer.precision=bf16-mixed need less",
+                text,
+                asked.config["data"]["batch_size"],
+            )
+        else:
+            log.error("%s", text, exc_info=error)
     if file is not None and not file.close(ending, text):
         _say_unwritable(asked.run_dir, file.refused)
     elif file is None and processes.rank() == 0 and isinstance(error, OSError):
@@ -402,6 +412,12 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     for line in filter(None, (said, last_line)):
         print(f"cifar_lab: {line}", file=sys.stderr)
     return status
+
+
+def _shortened(text: str) -> str:
+    """What torch says of memory, without its inventory of the device."""
+    found = re.match(r".*?[Tt]ried to allocate [\d.]+ \w+", text)
+    return found.group() if found else text
 
 
 def _say_unwritable(run_dir: Path, reason: OSError | None) -> None:

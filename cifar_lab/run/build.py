@@ -295,11 +295,15 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
+    from cifar_lab.training import fused_sgd
+
+    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
+    precision = str(cfg.trainer.get("precision"))
+    fused_sgd.check(trial, device=kind, precision=precision)
     if cfg.cuda_graph:
         from cifar_lab.training.steps import cuda_graph
 
-        kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
-        cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+        cuda_graph.check(trial, device=kind, precision=precision)
 
 
 def _try_schedule(

@@ -143,6 +143,9 @@ def locate(path: str, target: Any) -> Any:
     """The class or function that ``path._target_`` names; raises InputError."""
     try:
         found = pkgutil.resolve_name(str(target))
+        if inspect.ismodule(found):  # torchvision.models.alexnet is a function of that name too
+            package, _, name = str(target).rpartition(".")
+            found = getattr(sys.modules.get(package), name, found)
     except Exception as error:
         module, _, name = str(target).rpartition(".")
         if module in MOVED:

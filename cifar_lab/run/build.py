@@ -226,16 +226,18 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
     taken = names | {"num_classes"} if hands_on else names
     if hands_on:
-        _check_pretrained(cfg.model, classes)
+        _check_pretrained(cfg, classes)
     network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
     _is_a("model", network, nn.Module, "a torch.nn.Module")
     return network
 
 
-def _check_pretrained(node: DictConfig, classes: int) -> None:
+def _check_pretrained(cfg: DictConfig, classes: int) -> None:
     """Raises InputError for weights of torchvision's that are of other classes, or aren't here."""
+    import torch
     from torchvision.models import get_model_weights
 
+    node = cfg.model
     given, function = node.get("weights"), str(node["_target_"]).rpartition(".")[2]
     if function == "get_model":
         function = str(node.get("name"))
@@ -252,6 +254,9 @@ def _check_pretrained(node: DictConfig, classes: int) -> None:
             f"{key}: are weights for {of_them} classes, and the data has {classes}; use "
             f"init_from={known.__name__}.{found.name}, which begins with them under a new head"
         )
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(found.url).name
+    if given is not None and OmegaConf.select(cfg, "data.offline") and not file.exists():
+        raise InputError(f"model.weights={given}: data.offline=true, and there is no {file}")
 
 
 def _takes(target: str) -> tuple[bool, set[str]]:
@@ -448,14 +453,25 @@ def _named(path: str) -> Iterator[None]:
     except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
     except STOPS as error:
-        raise InputError(f"{path}: {reason(error)}") from error
+        fetches = path == "model" and isinstance(error, OSError)
+        raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error
+
+
+def _fetching() -> str:
+    """Of a network whose constructor fetches weights, and can't."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"; torchvision's weights are looked for in {folder}, and weights=null (of a backbone: "
+        "weights_backbone=null) begins without"
+    )
 
 
 def _is_a(path: str, part: Any, kind: type, word: str) -> None:
     """Raises InputError for a part of another kind than its group's."""
     if not isinstance(part, kind):
-        named = part.__name__ if isinstance(part, type) else f"a {type(part).__name__}"
-        raise InputError(f"{path}._target_: gives {named}; must give {word}")
+        raise InputError(f"{path}._target_: gives {type(part).__name__}; must give {word}")
 
 
 @contextmanager

@@ -232,8 +232,8 @@ def _check_limits(trainer: Trainer, data: DataModule) -> None:
             overfits = split != "test" and bool(getattr(trainer, "overfit_batches", 0))
             key = "overfit_batches" if overfits else f"limit_{split}_batches"
             raise InputError(
-                f"trainer.{key}={share}: leaves none of the {count} batches; must be at least "
-                f"{math.ceil(1000 / count) / 1000:g}, or a whole number of batches"
+                f"trainer.{key}={share}: leaves no batch of the {count} for {split}; must be at "
+                f"least {math.ceil(1000 / count) / 1000}, or a whole number of batches"
             )
 
 

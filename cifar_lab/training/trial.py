@@ -180,7 +180,7 @@ def _check_weight(weight: Any, classes: int) -> None:
     if not isinstance(weight, Tensor):
         return
     numbers = weight.detach().flatten().tolist()
-    shown = [round(number, 4) for number in numbers]
+    shown = f"[{','.join(f'{number:g}' for number in numbers)}]"
     if weight.shape != (classes,):
         raise InputError(f"loss.weight={shown}: must be {classes} numbers, one for each class")
     if min(numbers) < 0 or max(numbers) == 0:
@@ -264,7 +264,8 @@ def reason(error: BaseException) -> str:
     """The error's first line, and the last place outside of libraries that it went through."""
     first, *_ = (*str(error).strip().splitlines(), "no reason given")
     first = first.strip().rstrip(".")
-    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
+    package = str(Path(__file__).parents[1])
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), package)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]
     place = f", {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""

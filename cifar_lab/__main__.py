@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _through_hydra(arguments)
         return _one_run(arguments)
     except InputError as error:
-        print(f"cifar_lab: {credentials.hide(str(error))}", file=sys.stderr)
+        from cifar_lab.config.files import with_place
+
+        line = with_place(str(error), arguments)
+        print(f"cifar_lab: {credentials.hide(line)}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         from cifar_lab.records.record import command_line

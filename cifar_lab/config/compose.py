@@ -7,7 +7,7 @@ configuration can be built. The numbers live in ``conf/`` and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from cifar_lab.config import files
 from cifar_lab.config.ingredients import points, with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
@@ -32,10 +33,16 @@ from cifar_lab.records.credentials import learn
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
 # Of Hydra and of a sweep, and of no run.
 _OF_NO_RUN = ("hydra", "sweep")
+# Of Hydra's node: what was typed, and what a sweep resolves when there is one.
+_NOT_OF_A_RUN = (
+    *("hydra.overrides", "hydra.job.override_dirname"),
+    *("hydra.sweep", "hydra.sweeper", "hydra.launcher"),
+)
 
 
 def register() -> None:
     """Registers the schema and the resolvers; the entry point calls it, importing does nothing."""
+    files.install()
     ConfigStore.instance().store(name="schema", node=Root)
     if not OmegaConf.has_resolver("run_id"):
         import secrets
@@ -74,6 +81,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     except COMPOSING_RAISES as error:
         raise explain(error, overrides) from error
     check_merged(cfg, overrides)
+    check_resolves(cfg.hydra, "hydra")
     return cfg
 
 
@@ -112,6 +120,23 @@ def path_at(cfg: DictConfig, key: str) -> Path:
         return Path(str(OmegaConf.select(cfg, key)))
     except OmegaConfBaseException as error:
         raise InputError(f"{key}: {first_line(str(error))}") from error
+
+
+def check_resolves(node: DictConfig | ListConfig, key: str) -> None:
+    """Raises InputError where an interpolation below the node leads nowhere."""
+    names: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for name in names:
+        where = f"{key}[{name}]" if isinstance(node, ListConfig) else f"{key}.{name}"
+        if where in _NOT_OF_A_RUN:
+            continue
+        try:
+            value = None if OmegaConf.is_missing(node, name) else node[name]
+        except InterpolationToMissingValueError:
+            continue  # which Hydra sets before it asks
+        except OmegaConfBaseException as error:
+            raise InputError(f"{where}: {first_line(str(error))}") from error
+        if isinstance(value, DictConfig | ListConfig):
+            check_resolves(value, where)
 
 
 def typed_overrides(hydra: DictConfig) -> list[str]:

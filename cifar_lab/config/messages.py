@@ -13,19 +13,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cifar_lab.config import files
 from cifar_lab.config.names import _is_number
 from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import flatten
 
 # What Hydra raises for input that it can't compose; ValueError for a group that is no text.
-COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError)
+# RecursionError for files whose defaults lead back to themselves.
+COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError, RecursionError)
 
 
 _NO_OPTION = "Config group override must be a string"
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> InputError:
+def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
     """The composition error as one line: the value, what is allowed, what to do."""
     text = str(error)
     if isinstance(error, InputError):
@@ -48,6 +50,19 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
     if _NO_OPTION in text:
         wrong = next((o for o in overrides if not _chooses(o)), "")
         return InputError(f"{wrong}: must be the name of an option; --help lists them")
+    if isinstance(error, RecursionError):
+        named = ", ".join(files.with_defaults())
+        return InputError(f"{named}: the defaults lead back to where they began; leave that out")
+    if match := re.search(r"raised while composing config:\n(.+)\s+full_key: (\S+)", text):
+        reason, key = match.groups()
+        return _unknown_key(key, overrides) if " not in " in reason else _refused(key, reason)
+    if match := re.search(r"In '([^']+)': \w+ raised while composing config:\n(.+)", text):
+        where, reason = match.groups()
+        if "Cannot merge" in reason:
+            reason = "gives a list where there are lines of `key: value`, or these for a list"
+        return InputError(f"{files.shown(where)}: {reason}")
+    if match := re.search(r"Could not delete (?:from config\. )?'([^']+)'", text):
+        return InputError(f"~{match.group(1)}: there is nothing of this name to leave out")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return InputError(f"+{match.group(1)}: the key exists; give it without +")
     patterns = (
@@ -57,10 +72,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> InputError:
     for pattern in patterns:
         if match := re.search(pattern, text):
             return _unknown_key(match.group(1), overrides)
-    if match := re.search(r"Error merging override (\S+?)=(.*)", text):
+    if match := re.search(r"Error merging override (.+)", text):
         reason = first_line(text[match.end() :]) or first_line(str(error.__cause__ or ""))
-        return InputError(f"{match.group(1)}={match.group(2)}: {reason}")
-    return InputError(_one_line(text))
+        return InputError(f"{match.group(1)}: {reason}")
+    while not _one_line(text) and error.__cause__ is not None:
+        error, text = error.__cause__, str(error.__cause__)
+    key = getattr(error, "full_key", None)
+    return InputError(f"{key}: {first_line(text)}" if key else _one_line(text) or repr(error))
 
 
 def is_about_input(error: Exception) -> bool:
@@ -74,6 +92,16 @@ def _chooses(override: str) -> bool:
     key, _, value = override.partition("=")
     group = "." not in key and (not key or "/" in key or (conf_dir() / key).is_dir())
     return not group or (bool(key) and value != "null" and not _is_number(value))
+
+
+def _refused(key: str, reason: str) -> InputError:
+    """A value in a file that the schema's type doesn't take."""
+    value = re.match(r"Value '(.*)' of type", reason)
+    words = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+    wanted = re.search(r"be converted to (\w+)", reason)
+    if value and wanted and wanted.group(1) in words:
+        return InputError(f"{key}={value.group(1)}: must be {words[wanted.group(1)]}")
+    return InputError(f"{key}: {first_line(reason)}")
 
 
 def _one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab.config.schema import TRAINER_DEFAULTS
+from cifar_lab.config.schema import TRAINER_DEFAULTS, Root
 from cifar_lab.errors import InputError
 
 # Groups that may be left out, each with an option that says so.
@@ -26,6 +26,7 @@ _CAN_BE_NONE = ("augment", "callbacks", "logger", "monitors", "scheduler", "opti
 _NEEDED = ("data", "model", "loss", "optimizer", "trainer")
 _PRESETS = ("experiment", "sweep", "debug")
 _NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z/]+)=(?:null|\{\s*\})|~(?P<removed>[a-z/]+)(?:=.*)?")
+_REMOVED = re.compile(rf"~({'|'.join(Root.__dataclass_fields__)})(?:=.*)?")
 # Keys by what they were called before, and options of `callbacks` that are monitors now.
 RENAMED = {
     **{key: f"sweep.{key}" for key in ("slots", "retries", "job_timeout", "fail_fast", "report")},
@@ -162,6 +163,8 @@ def normalized(overrides: Sequence[str]) -> list[str]:
             continue  # chosen by nobody but these overrides
         elif group in _NEEDED and "{" not in override:
             raise InputError(f"{override}: a run needs one; --help lists the options of {group}")
+        elif removed := _REMOVED.fullmatch(override):
+            raise InputError(f"{override}: a run needs it; {removed[1]}=... gives it another value")
         else:
             kept.append(override)
     return kept

@@ -16,7 +16,13 @@ from omegaconf import OmegaConf
 
 from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.targets import FROM_THE_DATASET, locate, makes_scheduler, settings_beside
+from cifar_lab.config.targets import (
+    FROM_THE_DATASET,
+    locate,
+    makes_scheduler,
+    settings_beside,
+    takes_tensor,
+)
 from cifar_lab.config.validate import (
     accelerator,
     check_averages,
@@ -146,9 +152,12 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
+    from cifar_lab.data.datamodule import DataModule
+
     data: DataModule = _build(
         "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
     )
+    _is_a("data", data, DataModule, "a cifar_lab.data.datamodule.DataModule")
     return data
 
 
@@ -163,6 +172,7 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
         mixes=data.augment.mixes and data.transform is None,
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
+        alone=_image_alone(cfg, data),
     )
     name = f"model._target_={cfg.model['_target_']}"
     unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
@@ -171,6 +181,21 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=expected.mixes, name=name)
+
+
+def _image_alone(cfg: DictConfig, data: DataModule) -> str:
+    """Where a training batch has one image: which, and what to do; empty where none has."""
+    images, size = len(data.train_indices), data.batch_size
+    limit, whole = cfg.trainer.get("limit_train_batches", 1.0), -(-images // size)
+    comes = not data.drop_last and (limit == 1.0 if isinstance(limit, float) else limit >= whole)
+    if size == 1:
+        return "data.batch_size=1: must be at least 2 for this network"
+    if images % size != 1 or not comes:
+        return ""
+    return (
+        f"data.batch_size={size}: the last batch of the {images} training images has one; set "
+        "data.drop_last=true, or another data.batch_size or data.val_size"
+    )
 
 
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
@@ -190,6 +215,8 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
             f"{classes}"
         )
+    from torch import nn
+
     takes_more, names = _takes(target)
     # torchvision's functions hand what they don't know themselves on to the network's class
     hands_on = takes_more and str(target).startswith("torchvision.models.")
@@ -198,8 +225,38 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     unsaid = {name for name in known if cfg.model.get(name) is None}
     node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
     taken = names | {"num_classes"} if hands_on else names
+    if hands_on:
+        _check_pretrained(cfg, classes)
     network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
+    _is_a("model", network, nn.Module, "a torch.nn.Module")
     return network
+
+
+def _check_pretrained(cfg: DictConfig, classes: int) -> None:
+    """Raises InputError for weights of torchvision's that are of other classes, or aren't here."""
+    import torch
+    from torchvision.models import get_model_weights
+
+    node = cfg.model
+    given, function = node.get("weights"), str(node["_target_"]).rpartition(".")[2]
+    if function == "get_model":
+        function = str(node.get("name"))
+    try:
+        known = get_model_weights(function)
+        found = known[str(given or "DEFAULT").rpartition(".")[2]]
+    except (ValueError, KeyError):
+        return  # torchvision's own to refuse
+    legacy = node.get("pretrained") is True
+    of_them = len(found.meta.get("categories", ()))
+    if (given is not None or legacy) and of_them != classes:
+        key = "model.pretrained=true" if legacy else f"model.weights={given}"
+        raise InputError(
+            f"{key}: are weights for {of_them} classes, and the data has {classes}; use "
+            f"init_from={known.__name__}.{found.name}, which begins with them under a new head"
+        )
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(found.url).name
+    if given is not None and OmegaConf.select(cfg, "data.offline") and not file.exists():
+        raise InputError(f"model.weights={given}: data.offline=true, and there is no {file}")
 
 
 def _takes(target: str) -> tuple[bool, set[str]]:
@@ -215,6 +272,10 @@ def _takes(target: str) -> tuple[bool, set[str]]:
 
 
 def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
+    import lightning.pytorch as lightning
+    from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
+
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
@@ -224,6 +285,11 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
         for group in ("monitors", "callbacks")
         for name, node in resolved[group].items()
     ]
+    for key, part in zip(_paths(resolved, "logger"), loggers, strict=True):
+        _is_a(key, part, Logger, "a lightning.pytorch.loggers.Logger")
+    for key, part in zip(_paths(resolved, "monitors", "callbacks"), callbacks, strict=True):
+        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
+    compatibility.check_one_bar(_paths(resolved, "monitors", "callbacks"), callbacks)
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
@@ -233,7 +299,12 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
         default_root_dir=str(run_dir),
         **_switches(callbacks, resolved),
     )
+    _is_a("trainer", trainer, lightning.Trainer, "a lightning.pytorch.Trainer")
     return trainer
+
+
+def _paths(resolved: dict[str, Any], *groups: str) -> list[str]:
+    return [f"{group}.{name}" for group in groups for name in resolved[group]]
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:
@@ -339,10 +410,31 @@ def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
         factory = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise InputError(f"{path}: {first_line(str(error.__cause__ or error))}") from error
+    factory = _with_tensors(factory)
     if node.get("_partial_", False):
         # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
         return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
     return _called(path, factory, **runtime)
+
+
+def _with_tensors(factory: partial[Any]) -> partial[Any]:
+    """The factory with tensors for lists of numbers that are to be such, as a loss's weights."""
+    import inspect
+    from typing import get_type_hints
+
+    import torch
+
+    target = factory.func
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that exist for type checkers only
+        return factory
+    tensors = {
+        name: torch.tensor(value, dtype=torch.float32)
+        for name, value in factory.keywords.items()
+        if isinstance(value, list) and takes_tensor(hints.get(name))
+    }
+    return partial(target, *factory.args, **{**factory.keywords, **tensors})
 
 
 def _called(path: str, factory: Any, **runtime: Any) -> Any:
@@ -352,22 +444,38 @@ def _called(path: str, factory: Any, **runtime: Any) -> Any:
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What a constructor refuses becomes one line with the key's name before it."""
+    """Whatever a constructor stumbles over becomes one line with the key's name before it."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
-    refusals += (MisconfigurationException,)
-    if path == "trainer":  # two callbacks of one kind
-        refusals += (RuntimeError,)
-    if path in ("optimizer", "scheduler"):  # whatever one of a person's own stumbles over
-        refusals = (Exception,)
+    from cifar_lab.training.trial import STOPS, reason
+
     try:
         yield
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except refusals as error:
+    except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
         raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
+    except STOPS as error:
+        fetches = path == "model" and isinstance(error, OSError)
+        raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error
+
+
+def _fetching() -> str:
+    """Of a network whose constructor fetches weights, and can't."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"; torchvision's weights are looked for in {folder}, and weights=null (of a backbone: "
+        "weights_backbone=null) begins without"
+    )
+
+
+def _is_a(path: str, part: Any, kind: type, word: str) -> None:
+    """Raises InputError for a part of another kind than its group's."""
+    if not isinstance(part, kind):
+        raise InputError(f"{path}._target_: gives {type(part).__name__}; must give {word}")
 
 
 @contextmanager

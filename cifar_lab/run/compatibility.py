@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,10 @@ def check(config: dict[str, Any]) -> None:
         _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
+        for name in ("patience", "min_delta"):
+            number = callback.argument(name)
+            if isinstance(number, int | float) and number < 0:
+                raise InputError(f"{callback.path}.{name}={number}: must be at least 0")
         if isinstance(callback.argument("monitor"), str):
             _check_monitor(callback, config, _metrics(callbacks))
     if checkpoints and checkpoints[0].argument("monitor") is not None:
@@ -175,7 +181,60 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
                     f"callbacks: ModelCheckpoint would write among the files of "
                     f"callbacks.checkpoints ({folder}); give it a dirpath of its own"
                 )
+    _check_observers(trainer)
+    _check_limits(trainer, data)
     _check_interval(trainer, data)
+
+
+def check_one_bar(paths: Sequence[str], callbacks: Sequence[Any]) -> None:
+    """Raises InputError for a second progress bar, which Lightning takes none beside another."""
+    from lightning.pytorch.callbacks import ProgressBar
+
+    bars = [
+        path
+        for path, callback in zip(paths, callbacks, strict=True)
+        if isinstance(callback, ProgressBar)
+    ]
+    if len(bars) > 1:
+        raise InputError(
+            f"{bars[1]}: {bars[0]} shows the progress already; ~{bars[0]} leaves that out"
+        )
+
+
+def _check_observers(trainer: Trainer) -> None:
+    """Callbacks of Lightning's that need what this run doesn't have."""
+    from lightning.pytorch import callbacks as theirs
+
+    from cifar_lab.training.lightning_internals import callbacks_of
+
+    logging = (theirs.LearningRateMonitor, theirs.DeviceStatsMonitor, theirs.ThroughputMonitor)
+    for callback in callbacks_of(trainer):
+        name = type(callback).__name__
+        if isinstance(callback, logging) and not trainer.loggers:
+            raise InputError(
+                f"{name}: writes to the loggers, and logger=none leaves it none; add logger=csv, "
+                "or leave the callback out"
+            )
+        stats = isinstance(callback, theirs.DeviceStatsMonitor) and find_spec("psutil") is None
+        if stats and trainer.strategy.root_device.type == "cpu":
+            raise InputError(f"{name}: needs the package psutil on a CPU; pip install psutil")
+
+
+def _check_limits(trainer: Trainer, data: DataModule) -> None:
+    """Refuses a share of the batches that leaves none."""
+    size = data.batch_size
+    batches = {"train": data.train_dataloader().num_batches}
+    batches["val"] = -(-data.held_out // size)
+    batches["test"] = -(-len(data.dataset.test.labels) // size)
+    for split, count in batches.items():
+        share = getattr(trainer, f"limit_{split}_batches")
+        if isinstance(share, float) and 0 < share < 1 and count and int(count * share) == 0:
+            overfits = split != "test" and bool(getattr(trainer, "overfit_batches", 0))
+            key = "overfit_batches" if overfits else f"limit_{split}_batches"
+            raise InputError(
+                f"trainer.{key}={share}: leaves no batch of the {count} for {split}; must be at "
+                f"least {math.ceil(1000 / count) / 1000}, or a whole number of batches"
+            )
 
 
 # --- what selects ---------------------------------------------------------------------------------

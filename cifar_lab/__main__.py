@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted, JobFailed
 from cifar_lab.records import credentials, processes
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: failed or diverged. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
+    streams.open_missing()
     signals.install()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     credentials.learn_arguments(arguments)
@@ -228,6 +229,14 @@ def _collect_again() -> None:
         gc.enable()
 
 
+def _import_from_here() -> None:
+    """As ``python -m`` does: what lies in the working directory can be imported."""
+    with suppress(FileNotFoundError):  # it has been removed
+        here = os.getcwd()
+        if not sys.flags.safe_path and not {here, ""} & set(sys.path):
+            sys.path.insert(0, here)
+
+
 def entry_point() -> NoReturn:
     """`main` in a process of its own, without what the interpreter does in vain.
 
@@ -235,6 +244,8 @@ def entry_point() -> NoReturn:
     at the end Python would take both apart again, for another 1.4 s.
     """
     gc.disable()
+    _import_from_here()
+    streams.open_missing()
     credentials.guard_streams()
     status = main()
     # what its own end does before that: threads, what others registered, the streams

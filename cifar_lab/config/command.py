@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def run_command(
         text: what ``--help`` prints.
         prefix: of the line that says what is wrong.
     """
+    streams.open_missing()
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -82,7 +82,7 @@ def start(
         name: of the process, for its messages.
     """
     tell_data(None)  # else the server would wait for it
-    streams = str(output) if output is not None else [_Stream(n) for n in (1, 2) if _is_open(n)]
+    streams = str(output) if output is not None else [_Stream(n) for n in (1, 2)]
     arguments = (target, argument, dict(environment), streams)
     with _importable():
         for last_try in (False, True):
@@ -112,14 +112,6 @@ class _Stream:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _duplicated, (self.number, reduction.DupFd(self.number))
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 def _duplicated(number: int, duplicate: Any) -> _Stream:

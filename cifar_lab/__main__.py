@@ -79,8 +79,10 @@ def _without_repeated_folder(arguments: list[str]) -> list[str]:
 
 def _checked(arguments: list[str]) -> list[str]:
     """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
+    from cifar_lab.config.messages import check_flags
     from cifar_lab.config.overrides import check_mode, check_renamed, check_unique
 
+    check_flags(arguments)
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
     for override in overrides:
@@ -135,13 +137,9 @@ def _through_hydra(arguments: list[str]) -> int:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from cifar_lab.config.compose import (
-        register,
-        searchpath_override,
-        typed_overrides,
-    )
+    from cifar_lab.config.compose import register, typed_overrides
     from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
-    from cifar_lab.config.overrides import normalized
+    from cifar_lab.config.overrides import normalized, searchpath_override
     from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 
     gc.enable()  # a sweep's supervisor lives long, and composes all the while

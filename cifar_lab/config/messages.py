@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -151,7 +153,19 @@ _FLAGS = (
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Raises InputError for a flag that there is none of, with the key that is meant."""
+    """Raises InputError for a flag that there is none of here, with what is meant by it.
+
+    Args:
+        arguments: with all flags before the overrides.
+    """
+    given = {
+        f"{flag} {value if equals else after}": value if equals else after
+        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        for flag, equals, value in [argument.partition("=")]
+        if flag in _OF_ANOTHER_ROOT
+    }
+    for flag, where in sorted(given.items(), key=lambda one: ".hydra" not in one[1]):
+        raise InputError(f"{flag}: {_instead_of_another_root(where)}")
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         known = flag in _FLAGS or (len(flag) > 3 and any(f.startswith(flag) for f in _FLAGS))
@@ -167,6 +181,25 @@ def check_flags(arguments: Sequence[str]) -> None:
             f"{argument}: no such flag{said}; settings are key=value without dashes, and --help "
             "lists them"
         )
+
+
+# The schema, the checks and the sweeps are of conf/config.yaml.
+_OF_ANOTHER_ROOT = (*("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),)
+
+
+def _instead_of_another_root(where: str) -> str:
+    from cifar_lab.records.record import RunRecord, command_line
+
+    hydra = next((p for p in (Path(where), *Path(where).parents) if p.name == ".hydra"), None)
+    if hydra is not None:
+        with suppress(OSError, ValueError):
+            overrides = RunRecord.read(hydra.parent).overrides
+            again = command_line([o for o in overrides if not o.startswith("hydra.run.")])
+            return f"to repeat that run in a folder of its own: {again}"
+    return (
+        "there is one root, config.yaml; an experiment of your own is conf/experiment/NAME.yaml "
+        "beside you, chosen with experiment=NAME"
+    )
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cifar_lab.config.schema import conf_dir
 from cifar_lab.config.validate import check
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build_network
+from tests.conftest import TINY, merged
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -114,6 +116,27 @@ def test_an_unknown_flag_is_one_line(lab: Lab, flag: str, said: str) -> None:
     status, out, err = lab(*flag.split())
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert said in err
+
+
+def test_another_root_is_refused_with_what_does_it_here(tmp_path: Path) -> None:
+    for flags in (["--config-name", "x"], ["-cn=x"], ["--config-path", str(tmp_path)], ["-cp"]):
+        with pytest.raises(InputError, match="experiment=NAME"):
+            messages.check_flags(flags)
+
+
+def test_the_way_to_repeat_a_run_of_hydra_leads_to_its_command(lab: Lab, tmp_path: Path) -> None:
+    assert lab(*TINY, "debug=fast", "seed=7", "hydra.run.dir=run")[0] == 0
+    for flags in (
+        ["--config-name", "config", "--config-path", "run/.hydra"],
+        [f"--config-path={tmp_path}/run/.hydra", "--config-name=config"],
+        ["--experimental-rerun", "run/.hydra/config.pickle"],
+    ):
+        status, _, err = lab(*flags)
+        assert status == 2
+        assert "run/.hydra" in err
+        command = shlex.split(err.partition(" own: ")[2])
+        assert command[:3] == ["python", "-m", "cifar_lab"]
+        assert command[3:] == merged(*TINY, "debug=fast", "seed=7")
 
 
 def test_flags_of_hydra_pass() -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
 from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import shorten_paths_of_sockets
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -93,6 +94,8 @@ class TorchvisionLoader(EpochLoader):
         channels_last: bool,
     ) -> None:
         super().__init__()
+        if workers:
+            shorten_paths_of_sockets()
         self.share = share
         self.device = device
         self._indices = indices

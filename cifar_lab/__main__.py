@@ -40,17 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     credentials.learn_arguments(arguments)
     try:
-        from cifar_lab.config.overrides import as_typed, flags_first
-
-        world = processes.settle()
-        arguments = flags_first(as_typed(arguments))
-        if world.launcher == "lightning":
-            arguments = _without_repeated_folder(arguments)
-        else:
-            arguments = _checked(arguments)
-        if any(argument.startswith("-") for argument in arguments):
-            return _through_hydra(arguments)
-        return _one_run(arguments)
+        with signals.prevailing():
+            return _run(arguments)
     except InputError as error:
         print(f"cifar_lab: {credentials.hide(str(error))}", file=sys.stderr)
         return 2
@@ -65,6 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `--help | head`: the reader has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
         return 0
+
+
+def _run(arguments: list[str]) -> int:
+    from cifar_lab.config.overrides import as_typed, flags_first
+
+    world = processes.settle()
+    arguments = flags_first(as_typed(arguments))
+    if world.launcher == "lightning":
+        arguments = _without_repeated_folder(arguments)
+    else:
+        arguments = _checked(arguments)
+    if any(argument.startswith("-") for argument in arguments):
+        return _through_hydra(arguments)
+    return _one_run(arguments)
 
 
 def _without_repeated_folder(arguments: list[str]) -> list[str]:

@@ -47,7 +47,8 @@ def run_command(
         if {"-h", "--help"} & set(words):
             print(text)
             return 0
-        return command(words)
+        with signals.prevailing():
+            return command(words)
     except InputError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from contextlib import redirect_stderr
 from os import walk
 from pathlib import Path
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
@@ -35,6 +35,7 @@ _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C (130) or SIGTERM (143); 2 where PATH is no folder."""
+    streams.open_missing()
     signals.install()
     parser = argparse.ArgumentParser(prog="python -m cifar_lab.dashboard", description=__doc__)
     parser.add_argument("path", nargs="?", default="outputs", help="runs and sweeps below it")

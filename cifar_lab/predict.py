@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from cifar_lab.config.command import Parser, run_command
 from cifar_lab.errors import InputError
+from cifar_lab.formats import csv_cell
 
 if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
@@ -123,7 +124,7 @@ def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.
         for one in found:
             cells = [cell for pair in one.top(classes, count) for cell in pair]
             cells += [""] * (2 * count - len(cells))
-            writer.writerow([one.name, *cells, one.error or ""])
+            writer.writerow(map(csv_cell, [one.name, *cells, one.error or ""]))
         return
     width = max((len(one.name) for one in found), default=0)
     for one in found:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -40,13 +40,15 @@ def run_command(
         text: what ``--help`` prints.
         prefix: of the line that says what is wrong.
     """
+    streams.open_missing()
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if {"-h", "--help"} & set(words):
             print(text)
             return 0
-        return command(words)
+        with signals.prevailing():
+            return command(words)
     except InputError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return 2

@@ -6,7 +6,6 @@ configuration can be built. The numbers live in ``conf/`` and nowhere else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -23,7 +22,7 @@ from cifar_lab.config import files
 from cifar_lab.config.ingredients import points, with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
-from cifar_lab.config.overrides import check_folder, check_merged, hydra_quoted, normalized
+from cifar_lab.config.overrides import check_merged, normalized, searchpath_override
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records import weights
@@ -51,16 +50,6 @@ def register() -> None:
         OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True)
         OmegaConf.register_new_resolver("job_name", job_name)
         OmegaConf.register_new_resolver("ablation_points", points)
-
-
-def searchpath_override(overrides: Sequence[str]) -> list[str]:
-    """Lets folders under ``./conf`` of the working directory join the search path."""
-    own = Path.cwd() / "conf"
-    given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
-    if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
-        return []
-    check_folder("the working directory", own)
-    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

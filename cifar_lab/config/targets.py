@@ -102,12 +102,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
         given = 2 if path == "scheduler" and "interval" not in settings else 1
         runtime = set(list(parameters)[:given])
     known = [name for name in parameters if name not in runtime]
-    for name in arguments:
-        if name not in known and not takes_any:
-            raise InputError(
-                f"{path}.{name}: unknown key{suggestion(name, known)}; "
-                f"{node['_target_']} takes {', '.join(known)}"
-            )
+    unknown = [name for name in arguments if name not in known and not takes_any]
+    for name in unknown[:1]:
+        near = suggestion(name, known)
+        raise InputError(
+            f"{path}.{name}: unknown key{near}; {node['_target_']} takes {', '.join(known)}"
+            + ("" if near else left_out(path, unknown))
+        )
     if not node.get("_partial_", False):
         for name, parameter in parameters.items():
             required = parameter.default is parameter.empty and parameter.kind in (
@@ -117,6 +118,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             if required and name not in (*arguments, *runtime, *from_data):
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
+
+
+def left_out(path: str, names: Sequence[str]) -> str:
+    """What to say of arguments that are of the target that an option had, before it was changed."""
+    if "[" in path:  # an entry of a list has no key
+        return ""
+    return "; leave out what was of another target: " + " ".join(f"~{path}.{n}" for n in names)
 
 
 def settings_beside(path: str, target: Any) -> tuple[str, ...]:
@@ -283,8 +291,13 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(str(item) for item in arguments)
     if origin in (Union, UnionType):
-        words = [word for argument in arguments if (word := _in_words(argument))]
-        return " or ".join(dict.fromkeys(words))
+        each = [word for argument in arguments if (word := _in_words(argument))]
+        # the names of several Literals are one list
+        words = [word for words in each for word in words.split(", ")]
+        if not words:
+            return ""
+        *first, last = dict.fromkeys(words)
+        return f"{', '.join(first)} or {last}" if first else last
     if inspect.isclass(origin or hint) and issubclass(origin or hint, Mapping):
         return "a dictionary"
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import (
     FROM_THE_DATASET,
+    left_out,
     locate,
     makes_scheduler,
     settings_beside,
@@ -88,6 +90,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     compatibility.check(resolved)
     with log_to_stderr():
         data.open()
+        _say_if_one_step(data)
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
     init = _begin_with(network, resolved, data)
@@ -126,6 +129,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         cuda_graph=cfg.cuda_graph,
         init=init,
     )
+
+
+def _say_if_one_step(data: DataModule) -> None:
+    images = len(data.dataset.train) - data.held_out
+    if data.batch_size > images:
+        logging.getLogger("cifar_lab.data").warning(
+            "cifar_lab: data.batch_size=%d: is more than the %d training images; an epoch is one "
+            "step",
+            data.batch_size,
+            images,
+        )
 
 
 def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
@@ -455,7 +469,10 @@ def _named(path: str) -> Iterator[None]:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
     except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
-        raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
+        text = first_line(str(error)) or type(error).__name__
+        if match := re.search(r"unexpected keyword argument '(\w+)'", text):
+            text += left_out(path, [match[1]])
+        raise InputError(f"{path}: {text}") from error
     except STOPS as error:
         fetches = path == "model" and isinstance(error, OSError)
         raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error

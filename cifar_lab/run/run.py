@@ -395,7 +395,7 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
             text = _shortened(text)
             # where it ran out is chance: a traceback of torch says nothing
             log.error(
-                "%s; smaller batches (data.batch_size=%s) need less, trainer.precision=bf16-mixed too",
+                "%s; smaller batches (data.batch_size=%s) need less, so does bf16-mixed",
                 text,
                 asked.config["data"]["batch_size"],
             )

@@ -101,7 +101,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Key]]:
 
 
 def text_of(value: Any, precision: int = 4) -> str:
-    """A configuration's value as people write it: ``[2,2]``, ``0.03``; of a digest its beginning."""
+    """A value as people write it: ``[2,2]``, ``0.03``; of a SHA-256 its beginning."""
     if isinstance(value, float):
         return f"{value:.{precision}g}"
     if isinstance(value, list):

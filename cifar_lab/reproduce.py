@@ -1,71 +1,87 @@
 """``python -m cifar_lab.reproduce RUN``: runs a finished run again, and compares.
 
-    python -m cifar_lab.reproduce RUN [--out DIR] [--trust MODULE] [data.root=PATH …]
+    python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--out DIR]
+                                  [--trust MODULE]
 
 Builds the configuration that RUN's run.json holds, says what is different here, runs it into a new
 folder beside RUN, and compares weights, metrics and predictions: to the bit where nothing is
 different, else within the spread that the recorded seeds show. Status 0: reproduced; 1: it is not.
-Nothing is fetched. Keys that change no result may be given, and init_from.
+
+--data       where its images lie now; nothing is fetched
+--init-from  where the weights lie now that it began with
+--out        another new folder; one that holds a start of this reproduction goes on
+--trust      a module of your own that the record may name
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import Parser, run_command
+from cifar_lab.errors import InputError
 
-_USAGE = "python -m cifar_lab.reproduce RUN [--out DIR] [--trust MODULE] [data.root=PATH …]"
+_USAGE = (
+    "python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--out DIR] "
+    "[--trust MODULE]"
+)
+_STOPPED = (130, 143)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 reproduced, 1 not, 2 wrong input, 130, 143 stopped."""
-    signals.install()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if {"-h", "--help"} & set(words):
-            print(__doc__)
-            return 0
-        return _reproduce(_parse(words))
-    except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_status
+    return run_command(arguments, lambda words: _reproduce(_parse(words)), text=__doc__)
 
 
 def _reproduce(given: argparse.Namespace) -> int:
     from cifar_lab.run.reproduce import plan, reproduce
 
-    planned = plan(given.run, given.overrides, out=given.out, trust=given.trust)
+    planned = plan(
+        given.run,
+        data=given.data,
+        init_from=given.init_from,
+        out=given.out,
+        trust=given.trust,
+    )
     print(f"again        {given.run}\ninto         {planned.asked.run_dir}")
     print(f"different    {planned.otherwise or 'nothing'}", flush=True)
     done = reproduce(planned)
+    if done.status in _STOPPED:
+        words = [*_words(given), "--out", str(done.folder)]
+        command = shlex.join(["python", "-m", "cifar_lab.reproduce", *words])
+        print(f"cifar_lab: to continue and compare: {command}", file=sys.stderr)
     if done.status:
         return done.status
     print()
-    for line in (*done.same, *done.differing):
+    for line in (*done.same, *done.differing, *done.lacking):
         print(line)
     print(f"\n{done.verdict}")
     return 0 if done.reproduced else 1
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; usage: {_USAGE}")
+def _words(given: argparse.Namespace) -> list[str]:
+    words = [str(given.run)]
+    for flag, value in (("--data", given.data), ("--init-from", given.init_from)):
+        words += [] if value is None else [flag, value]
+    return [*words, *(word for module in given.trust for word in ("--trust", module))]
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(_USAGE)
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--data")
+    parser.add_argument("--init-from")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--trust", action="append", default=[])
-    return parser.parse_intermixed_args(list(words))
+    given = parser.parse_args(list(words))
+    given.run = given.run.expanduser()
+    for flag in ("data", "init_from"):
+        if getattr(given, flag) == "":
+            raise InputError(f"--{flag.replace('_', '-')}: is empty; usage: {_USAGE}")
+    return given
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
             another network; or it names code that isn't trusted.
     """
     path = Path(folder).expanduser().absolute()
-    record = _read(path)
+    record = read_ended(path)
+    _check_classes(path, record)
     config = record.config
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{path}: its {FILE_NAME} holds no configuration of a network")
@@ -213,11 +214,13 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
     )
 
 
-def _read(path: Path) -> RunRecord:
+def read_ended(path: Path) -> RunRecord:
+    """The record of a run that goes on no more; InputError for one that does, and for no run."""
     if not (path / FILE_NAME).is_file():
         below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
         other = f"; there are runs below it, e.g. {below[0]}" if below else ""
         what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+        what = "is no folder" if path.is_file() else what
         raise InputError(f"{path}: {what}; give the folder of a run{other}")
     try:
         record = RunRecord.read(path)
@@ -227,9 +230,18 @@ def _read(path: Path) -> RunRecord:
         raise InputError(
             f"{path}: process {record.pid} on {record.host} is running in it; wait for its end"
         )
-    if not record.data.classes:
-        raise InputError(f"{path}: ended before it had read its images ({record.status})")
     return record
+
+
+def _check_classes(path: Path, record: RunRecord) -> None:
+    if record.data.classes:
+        return
+    if record.data.digest:
+        raise InputError(
+            f"{path}: was written by an older version, which did not record the names of its "
+            "classes; run it again with this one"
+        )
+    raise InputError(f"{path}: ended before it had read its images ({record.status})")
 
 
 def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cifar_lab.config.compose import compose, run_config
-from cifar_lab.config.overrides import normalized
+from cifar_lab.config.messages import first_line
+from cifar_lab.config.overrides import assignment
 from cifar_lab.config.schema import Root
-from cifar_lab.config.targets import check_targets_of_record
+from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.errors import InputError
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
-from cifar_lab.records.digest import changes_no_result, config_digest, deciding
+from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise
 from cifar_lab.run.build import build, device_name
+from cifar_lab.run.load import read_ended
 from cifar_lab.run.run import Request, run
 
 if TYPE_CHECKING:
@@ -45,18 +48,18 @@ class Reproduction:
     Attributes:
         folder: of the new run.
         status: its exit status; the rest is empty where that isn't 0.
-        otherwise: what it was made with that is different here; "" where nothing is.
         same: what agrees to the bit, a line each.
         differing: what does not, a line each.
+        lacking: what could not be compared, a line each.
         verdict: in one line.
         reproduced: to the bit, or where something is different here within the spread of seeds.
     """
 
     folder: Path
     status: int
-    otherwise: str = ""
     same: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
     verdict: str = ""
     reproduced: bool = False
 
@@ -81,16 +84,23 @@ class Plan:
 
 
 def plan(
-    folder: Path, overrides: Sequence[str] = (), *, out: Path | None = None, trust: Sequence[str]
+    folder: Path,
+    *,
+    data: str | None = None,
+    init_from: str | None = None,
+    out: Path | None = None,
+    trust: Sequence[str] = (),
 ) -> Plan:
     """Builds the run of a folder again, without running it.
 
-    Nothing is fetched: the images must be on this machine, wherever they are.
+    No images are fetched: they must be on this machine, wherever they are.
 
     Args:
         folder: of a finished run; it may come from anybody.
-        overrides: of keys that change no result (``data.root=…``), and ``init_from``.
-        out: the new folder; None: beside the old one.
+        data: where its images lie now; None: where they lay, else where they are usually found.
+        init_from: where the weights lie now that it began with.
+        out: the new folder; None: beside the old one. One that holds a start of this very run is
+            gone on with.
         trust: modules of the person's own that its parts may come from.
 
     Raises:
@@ -98,26 +108,29 @@ def plan(
     """
     started = time.perf_counter()
     record = _finished(folder)
-    _check_overrides(overrides)
-    assert record.config is not None
-    check_targets_of_record(record.config, also=trust)
-    out = _beside(folder) if out is None else out
-    if (out / FILE_NAME).exists():
-        raise InputError(f"--out {out}: holds a run; choose another folder")
-    cfg = _config(record, overrides)
-    said = _overrides(record, overrides)
-    asked = Request(cfg, run_dir=out.absolute(), overrides=said, started=started)
+    config = _config_of(record, trust)
+    out = (_beside(folder) if out is None else out.expanduser()).absolute()
+    if out.resolve() == folder.resolve():
+        raise InputError(f"--out {out}: is the run itself; give another folder")
+    asked_for = {"data.root": data, "init_from": init_from}
+    given = {key: value for key, value in asked_for.items() if value is not None}
+    said = _overrides(record, given)
+    cfg = _config(config, given, said)
+    asked = Request(cfg, run_dir=out, overrides=said, started=started)
     _check_same_run(record, asked.config)
     if record.threads:  # of a run that left the number to its machine, too
         import torch
 
         torch.set_num_threads(record.threads)
-    parts = build(cfg, asked.config, asked.run_dir)
+    try:
+        parts = build(cfg, asked.config, out)
+    except InputError as error:
+        raise InputError(f"{folder}: can't be built here: {error}") from error
     found = parts.data.dataset
     if not record.data.holds(found.digest):
         raise InputError(
             f"{folder}: these images ({found.digest[:12]}) are not those of the run "
-            f"({record.data.digest[:12]}); give those with data.root=…"
+            f"({record.data.digest[:12]}); give those with --data PATH"
         )
     if parts.trainer.world_size > 1:
         _check_command(said, asked.config)
@@ -129,7 +142,7 @@ def plan(
     )
     otherwise = made_otherwise(record.all_starts, here)
     on_cpu = parts.trainer.strategy.root_device.type == "cpu"
-    return Plan(folder, record, asked, otherwise, exact=on_cpu and not otherwise)
+    return Plan(folder, record, asked, otherwise, on_cpu and not otherwise)
 
 
 def reproduce(planned: Plan) -> Reproduction:
@@ -144,9 +157,12 @@ def reproduce(planned: Plan) -> Reproduction:
 
     asked = planned.asked
     HydraConfig.instance().set_config(asked.cfg)
-    with env_override(asked.cfg.hydra.job.env_set):
-        status = run(asked)
-    done = Reproduction(asked.run_dir, status, planned.otherwise)
+    try:
+        with env_override(asked.cfg.hydra.job.env_set):
+            status = run(asked)
+    except InputError as error:  # of the folder, which has another name here
+        raise InputError(str(error).replace("hydra.run.dir", "--out")) from error
+    done = Reproduction(asked.run_dir, status)
     if status == 0:
         _compare(planned, done)
     return done
@@ -156,12 +172,7 @@ def reproduce(planned: Plan) -> Reproduction:
 
 
 def _finished(folder: Path) -> RunRecord:
-    if not (folder / FILE_NAME).is_file():
-        raise InputError(f"{folder}: holds no {FILE_NAME}; give the folder of a finished run")
-    try:
-        record = RunRecord.read(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: its {FILE_NAME}: {error}") from error
+    record = read_ended(folder)
     if record.status != "finished":
         raise InputError(
             f"{folder}: this run is {record.status}, and there is no result to compare with"
@@ -177,57 +188,64 @@ def _beside(folder: Path) -> Path:
     return next(path for path in free if not path.exists())
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
-    for override in normalized(overrides):
-        key = override.lstrip("+~").partition("=")[0]
-        if not changes_no_result(key) and key != "init_from":
-            raise InputError(
-                f"{override}: would make it another run; only keys that change no result may be "
-                "given, e.g. data.root, and init_from where those weights lie elsewhere now"
-            )
+def _config_of(record: RunRecord, trust: Sequence[str]) -> dict[str, Any]:
+    """What decides of the record's configuration, and its monitors, checked.
+
+    Loggers are those of here: a record's might send things to wherever it says.
+    """
+    recorded = copy.deepcopy(record.config or {})
+    for _, node in target_nodes(recorded, ""):  # parts that have moved since an older version
+        module, dot, name = str(node["_target_"]).rpartition(".")
+        node["_target_"] = f"{MOVED.get(module, module)}{dot}{name}"
+    kept = {k: v for k, v in recorded.items() if not changes_no_result(k)}
+    kept["monitors"] = recorded.get("monitors") or {}  # some metrics are theirs
+    if isinstance(callbacks := kept.get("callbacks"), dict):
+        own = {k: v for k, v in callbacks.items() if not changes_no_result(f"callbacks.{k}")}
+        kept["callbacks"] = own
+    check_targets_of_record(kept, also=trust)
+    if unknown := sorted(set(kept) - set(Root.__dataclass_fields__)):
+        raise InputError(f"{unknown[0]}: is a key of another version of cifar_lab")
+    return kept
 
 
-def _config(record: RunRecord, overrides: Sequence[str]) -> DictConfig:
+def _config(
+    recorded: dict[str, Any], given: Mapping[str, str], overrides: Sequence[str]
+) -> DictConfig:
     """What the record says, in the place of what would be composed here."""
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import OmegaConf, open_dict, read_write
+    from omegaconf.errors import OmegaConfBaseException
 
     cfg = compose([])
-    values = {k: v for k, v in (record.config or {}).items() if not changes_no_result(k)}
-    # these change nothing, and yet belong to the run
-    values |= {k: v for k, v in (record.config or {}).items() if k in ("monitors", "logger")}
-    if unknown := sorted(set(values) - set(Root.__dataclass_fields__)):
-        raise InputError(f"{unknown[0]}: is a key of another version of cifar_lab")
+    values = dict(recorded)
     if isinstance(source := values.get("init_from"), dict):
         values["init_from"] = source.get("torchvision") or source.get("path")
     with open_dict(cfg):
         for key, value in values.items():
-            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+            try:
+                OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+            except OmegaConfBaseException as error:
+                raise InputError(f"{key}={value}: {first_line(str(error))}") from error
         if "offline" in cfg.data:  # a record may name any address, and any place for a cache
             cfg.data.offline, cfg.data.cache = True, None
-        cfg.resume = "never"
+        cfg.resume = "auto"
         if cfg.data.get("root") is not None and not Path(str(cfg.data.root)).exists():
             cfg.data.root = None  # of another machine: they may be found where they usually lie
-        given = OmegaConf.from_dotlist([o.lstrip("+") for o in normalized(overrides)])
-        for key in _leaves(given):
-            OmegaConf.update(cfg, key, OmegaConf.select(given, key), force_add=True)
+        for key, text in given.items():
+            if key == "data.root" and "root" not in cfg.data:
+                raise InputError(f"--data {text}: this run's images are drawn by code")
+            if key == "init_from" and recorded.get("init_from") is None:
+                raise InputError(f"--init-from {text}: this run began with no other's weights")
+            OmegaConf.update(cfg, key, text)
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.overrides.task = list(overrides)
     return cfg
 
 
-def _leaves(given: Any) -> Iterator[str]:
-    from omegaconf import OmegaConf
-
-    from cifar_lab.records.digest import flatten
-
-    for key, _ in flatten(OmegaConf.to_container(given)):  # type: ignore[arg-type]  # a mapping
-        yield key
-
-
-def _overrides(record: RunRecord, more: Sequence[str]) -> list[str]:
+def _overrides(record: RunRecord, given: Mapping[str, str]) -> list[str]:
     """What the new run's record says was typed: the old one's, with what is given now."""
-    given = {o.lstrip("+~").partition("=")[0] for o in more}
     dropped = {*given, "hydra.run.dir", "resume"}
     kept = [o for o in record.overrides if o.lstrip("+~").partition("=")[0] not in dropped]
-    return [*kept, *more]
+    return [*kept, *(assignment(key, text) for key, text in given.items())]
 
 
 def _check_same_run(record: RunRecord, config: dict[str, Any]) -> None:
@@ -259,49 +277,62 @@ def _threads() -> int:
 def _compare(planned: Plan, done: Reproduction) -> None:
     old, new = planned.original, done.folder
     record, again = planned.record, RunRecord.read(new)
-    for compare in (
-        partial(_weights, old, new, record, again),
-        partial(_metrics, record, again),
-        partial(_predictions, old, new),
-    ):
-        same, line = compare()
-        (done.same if same else done.differing).append(line)
+    compared = {
+        "weights": _weights(old, new, record, again),
+        "metrics": _metrics(record, again),
+        "predictions": _predictions(old, new),
+    }
+    for name, (same, said) in compared.items():
+        lines = {True: done.same, False: done.differing, None: done.lacking}[same]
+        lines.append(f"{name:<13}{said}")
     if not done.differing:
-        done.verdict, done.reproduced = "reproduced to the bit", True
+        lacking = [name for name, (same, _) in compared.items() if same is None]
+        partly = f", without {' and '.join(lacking)} to compare" if lacking else ""
+        done.verdict, done.reproduced = f"reproduced to the bit{partly}", True
     elif planned.exact:
+        other = " and ".join(name for name, (same, _) in compared.items() if same is False)
         done.verdict = (
-            "not reproduced: nothing that it was made with is different here, and yet the bits are"
+            f"not reproduced: nothing that it was made with is different here, and yet {other} are"
         )
     else:
         done.reproduced, done.verdict = _within_spread(old, record, again)
 
 
-def _weights(old: Path, new: Path, record: RunRecord, again: RunRecord) -> tuple[bool, str]:
-    import torch
+# Whether they are the same to the bit (None: can't be compared), and what a line says of it.
+_Compared = tuple[bool | None, str]
 
+
+def _weights(old: Path, new: Path, record: RunRecord, again: RunRecord) -> _Compared:
     try:
         before, now = (_tested(f, r) for f, r in ((old, record), (new, again)))
     except DamagedError as error:
-        # a run without checkpoints has none here either; one that lost them can't be compared
-        lost = (old / files.FOLDER).exists() or (new / files.FOLDER).exists()
-        return not lost, f"weights      not compared ({error})"
+        return None, f"not compared: {error}"
     names = [*before, *(name for name in now if name not in before)]
-    differing = [
-        name
-        for name in names
-        if name not in before or name not in now or not torch.equal(before[name], now[name])
-    ]
+    differing = [name for name in names if not _same_tensor(before.get(name), now.get(name))]
     if not differing:
-        return True, f"weights      the same to the bit ({len(names)} tensors)"
-    shared = [name for name in differing if name in before and name in now]
+        return True, f"the same to the bit ({len(names)} tensors)"
     apart = [
         float((before[n].double() - now[n].double()).abs().max())
-        for n in shared
-        if before[n].shape == now[n].shape and before[n].numel()
+        for n in differing
+        if _comparable(before.get(n), now.get(n)) and before[n].numel()
     ]
     by = f", by up to {max(apart):.3g}" if apart else ""
     first = ", ".join(differing[:_NAMED])
-    return False, f"weights      {len(differing)} of {len(names)} tensors differ{by}: {first}"
+    return False, f"{len(differing)} of {len(names)} tensors differ{by}: {first}"
+
+
+def _same_tensor(a: Any, b: Any) -> bool:
+    import torch
+
+    return _comparable(a, b) and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _comparable(a: Any, b: Any) -> bool:
+    import torch
+
+    both = (a, b)  # of a folder that may come from anybody
+    dense = all(isinstance(t, torch.Tensor) and t.layout == torch.strided for t in both)
+    return dense and a.shape == b.shape and not (a.is_quantized or b.is_quantized)
 
 
 def _tested(folder: Path, record: RunRecord) -> dict[str, Any]:
@@ -310,32 +341,47 @@ def _tested(folder: Path, record: RunRecord) -> dict[str, Any]:
     return dict(files.load(folder / files.FOLDER / files.LAST)["state_dict"])
 
 
-def _metrics(record: RunRecord, again: RunRecord) -> tuple[bool, str]:
+def _metrics(record: RunRecord, again: RunRecord) -> _Compared:
     before, now = ({k: v for k, v in r.metrics.items() if k not in _CLOCK} for r in (record, again))
-    names = [*before, *(name for name in now if name not in before)]
-    differing = [n for n in names if before.get(n) != now.get(n) or (n in before) != (n in now)]
+    shared = [name for name in before if name in now]  # an older version had other monitors
+    alone = [name for name in (*before, *now) if name not in shared]
+    if not shared:
+        return None, "not compared: there are none of the same name"
+    more = f"; in one of both alone: {', '.join(alone)}" if alone else ""
+    differing = [name for name in shared if before[name] != now[name]]
     if not differing:
-        return True, f"metrics      the same to the bit ({len(names)})"
-    values = ", ".join(f"{n} {before.get(n)} then, {now.get(n)} here" for n in differing[:_NAMED])
-    return False, f"metrics      {len(differing)} of {len(names)} differ: {values}"
+        return True, f"the same to the bit ({len(shared)}){more}"
+    values = ", ".join(f"{n} {before[n]} then, {now[n]} here" for n in differing[:_NAMED])
+    return False, f"{len(differing)} of {len(shared)} differ: {values}{more}"
 
 
-def _predictions(old: Path, new: Path) -> tuple[bool, str]:
+def _predictions(old: Path, new: Path) -> _Compared:
     name = "predictions.npz"
     try:
+        _check_stored(old / name)
         # an array of objects would be unpickled
         with np.load(old / name, allow_pickle=False) as a, np.load(new / name) as b:
             before, now = a["logits"], b["logits"]
             same_labels = np.array_equal(a["labels"], b["labels"])
-    except (OSError, ValueError, KeyError) as error:
-        return False, f"predictions  not compared: {old / name} can't be read ({error})"
+        if before.dtype.kind != "f":
+            raise ValueError(f"its logits are {before.dtype}")
+    except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+        return None, f"not compared: {old / name} can't be read ({first_line(str(error))})"
     if before.shape != now.shape or not same_labels:
-        return False, "predictions  of other images"
+        return False, "are of other images"
     if np.array_equal(before, now):
-        return True, f"predictions  the same to the bit ({len(now)} images)"
+        return True, f"the same to the bit ({len(now)} images)"
     other = int((before.argmax(1) != now.argmax(1)).sum())
     by = float(np.abs(before.astype(np.float64) - now).max())
-    return False, f"predictions  {other} of {len(now)} images get another class; logits by {by:.3g}"
+    return False, f"{other} of {len(now)} images get another class; logits differ by up to {by:.3g}"
+
+
+def _check_stored(path: Path) -> None:
+    # a run packs nothing; numpy would unpack whatever a file says that it holds
+    with zipfile.ZipFile(path) as archive:
+        packed = [info.filename for info in archive.infolist() if info.compress_type]
+    if packed:
+        raise ValueError(f"{packed[0]} in it is compressed")
 
 
 def _within_spread(folder: Path, record: RunRecord, again: RunRecord) -> tuple[bool, str]:

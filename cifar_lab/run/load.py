@@ -254,9 +254,9 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
                     f"({record.command or 'the command that began it'}), or take its last weights "
                     "with ckpt=last"
                 )
-            if record.tested == "best" and record.best_step is not None:
-                _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
-                return files.best_checkpoint(folder, record.best_step)
+            _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
+            if record.tested == "best":
+                return tested_checkpoint(folder, record)
             ckpt = "last"
         if ckpt == "last":
             path = own / files.LAST
@@ -270,6 +270,15 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
         return path, files.load(path)
     except DamagedError as error:
         raise InputError(f"{folder}: {error}; put a copy back, or give another ckpt") from error
+
+
+def tested_checkpoint(folder: Path, record: RunRecord) -> tuple[Path, dict[str, Any]]:
+    """The file with the weights that a run tested, and what it holds; DamagedError as `load`."""
+    if record.tested == "best" and record.best_step is not None:
+        return files.best_checkpoint(folder, record.best_step)
+    # an older version did not record the step
+    path = folder / files.FOLDER / (files.BEST if record.tested == "best" else files.LAST)
+    return path, files.load(path)
 
 
 def _check_inside(folder: Path, *paths: Path) -> None:

@@ -20,13 +20,12 @@ from cifar_lab.config.overrides import assignment
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.errors import InputError
-from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise
 from cifar_lab.run.build import build, device_name
-from cifar_lab.run.load import read_ended
+from cifar_lab.run.load import read_ended, tested_checkpoint
 from cifar_lab.run.run import Request, run
 
 if TYPE_CHECKING:
@@ -304,7 +303,10 @@ _Compared = tuple[bool | None, str]
 
 def _weights(old: Path, new: Path, record: RunRecord, again: RunRecord) -> _Compared:
     try:
-        before, now = (_tested(f, r) for f, r in ((old, record), (new, again)))
+        before, now = (
+            dict(tested_checkpoint(folder, its)[1]["state_dict"])
+            for folder, its in ((old, record), (new, again))
+        )
     except DamagedError as error:
         return None, f"not compared: {error}"
     names = [*before, *(name for name in now if name not in before)]
@@ -333,12 +335,6 @@ def _comparable(a: Any, b: Any) -> bool:
     both = (a, b)  # of a folder that may come from anybody
     dense = all(isinstance(t, torch.Tensor) and t.layout == torch.strided for t in both)
     return dense and a.shape == b.shape and not (a.is_quantized or b.is_quantized)
-
-
-def _tested(folder: Path, record: RunRecord) -> dict[str, Any]:
-    if record.tested == "best" and record.best_step is not None:
-        return dict(files.best_checkpoint(folder, record.best_step)[1]["state_dict"])
-    return dict(files.load(folder / files.FOLDER / files.LAST)["state_dict"])
 
 
 def _metrics(record: RunRecord, again: RunRecord) -> _Compared:

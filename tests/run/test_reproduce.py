@@ -171,8 +171,10 @@ def test_what_is_different_here_is_said_and_the_spread_decides(
     # t(0.975, 2) * sqrt(2) * deviation of the three: 0.02, 0.03 and -0.01 about there
     assert f"({4.302653 * 2**0.5 * np.std([0.02, 0.03, -0.01], ddof=1):.4f} for two runs" in out
     change(run, lambda record: record["metrics"].update({"test/acc": 0.9}))
-    of_seed(8, 0.9), of_seed(9, 0.9)
-    shutil.rmtree(tmp_path / "sweep" / "seed4"), shutil.rmtree(tmp_path / "sweep" / "seed5")
+    for seed in (8, 9):
+        of_seed(seed, 0.9)
+    for seed in (4, 5):
+        shutil.rmtree(tmp_path / "sweep" / f"seed{seed}")
     status, out, _ = again(run, "--out", tmp_path / "third")
     assert status == 1
     assert last(out).startswith("not reproduced: outside the spread of 3 seeds (0.0000 for two")

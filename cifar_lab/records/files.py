@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +13,16 @@ DIGEST_LABEL, DIGEST_CHARACTERS = b"sha256:", 64
 _CARRIED = re.compile(rb"%s([0-9a-f]{%d})" % (DIGEST_LABEL, DIGEST_CHARACTERS))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was."""
+def write_atomically(
+    path: Path, content: str | bytes, *, check: Callable[[Path], object] = lambda beside: None
+) -> None:
+    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was.
+
+    Args:
+        path: is replaced whole.
+        content: of the file.
+        check: called with the file before it takes its place; where it raises, that is not taken.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -21,6 +30,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check(beside)
         os.replace(beside, path)
     except BaseException:
         # a full disk must be told of as such, whatever becomes of the half-written file

@@ -184,22 +184,27 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    given = cfg.model.get("num_classes")
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
             f"{classes}"
         )
-    takes_more, names = _takes(target)
+    unsaid = {name for name in FROM_THE_DATASET["model"] if cfg.model.get(name) is None}
+    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
+    network: nn.Module = _build("model", node, **from_the_dataset(cfg.model, classes, width))
+    return network
+
+
+def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
+    """The arguments of a network that it leaves to the dataset."""
+    takes_more, names = _takes(target := model["_target_"])
     # torchvision's functions hand what they don't know themselves on to the network's class
     hands_on = takes_more and str(target).startswith("torchvision.models.")
     known = {"num_classes": classes, "image_size": width}
     assert set(known) == FROM_THE_DATASET["model"]
-    unsaid = {name for name in known if cfg.model.get(name) is None}
-    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
     taken = names | {"num_classes"} if hands_on else names
-    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
-    return network
+    return {k: v for k, v in known.items() if model.get(k) is None and k in taken}
 
 
 def _takes(target: str) -> tuple[bool, set[str]]:

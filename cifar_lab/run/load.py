@@ -29,7 +29,7 @@ from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.files import carried_digest
 from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
-from cifar_lab.run.build import build_network
+from cifar_lab.run.build import build_network, from_the_dataset
 
 _NETWORK = "network."  # what the names of its tensors begin with in a checkpoint
 # Arguments with which torchvision and timm fetch weights, which the checkpoint replaces anyway
@@ -310,13 +310,17 @@ def _images_of(path: Path, record: RunRecord) -> tuple[tuple[int, int], Channels
     )
 
 
-def _network(
-    node: dict[str, Any],
-    classes: int,
-    image_size: tuple[int, int],
-    found: dict[str, Any],
-    file: Path,
-) -> nn.Module:
+def network_node(node: dict[str, Any], classes: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    """A record's network with the number of classes and the image size written out.
+
+    Hydra's `instantiate` builds it anywhere.
+    """
+    node = _fetching_nothing(node)
+    given = OmegaConf.create({"model": node})
+    return node | from_the_dataset(given.model, classes, image_size[1])
+
+
+def _fetching_nothing(node: dict[str, Any]) -> dict[str, Any]:
     node = copy.deepcopy(node)
     for _, part in target_nodes({"model": node}, ""):
         package = str(part["_target_"]).partition(".")[0]
@@ -325,6 +329,17 @@ def _network(
             raise InputError(
                 f"model.model_name={part['model_name']}: a record may name networks of timm's own"
             )
+    return node
+
+
+def _network(
+    node: dict[str, Any],
+    classes: int,
+    image_size: tuple[int, int],
+    found: dict[str, Any],
+    file: Path,
+) -> nn.Module:
+    node = _fetching_nothing(node)
     with torch.random.fork_rng(devices=[]):  # what it draws at first is replaced
         network = build_network(OmegaConf.create({"model": node}), classes, image_size[1])
     weights = {

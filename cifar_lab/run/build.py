@@ -47,13 +47,21 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
+def build(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    *,
+    begun_with: Init | None = None,
+) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
 
     Args:
         cfg: composed.
         resolved: the same as `run_config` gave it.
         run_dir: the run folder, which need not be there.
+        begun_with: the weights of ``init_from`` that the folder's run has begun with, and that its
+            checkpoint replaces: they are not read again.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
@@ -84,7 +92,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         data.open()
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
-    init = _begin_with(network, resolved, data)
+    init = begun_with or _begin_with(network, resolved, data)
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)

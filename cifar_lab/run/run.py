@@ -77,7 +77,14 @@ class Request:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Resolved, as plain containers, without Hydra's node."""
-        return run_config(self.cfg)
+        try:
+            return run_config(self.cfg)
+        except InputError:
+            # its checkpoint holds them by now
+            begun_with = resume.weights_that_are_gone(self.run_dir, self.cfg.get("init_from"))
+            if begun_with is None:
+                raise
+            return run_config(self.cfg, begun_with=begun_with)
 
     @cached_property
     def config_to_keep(self) -> dict[str, Any]:
@@ -105,14 +112,14 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     """
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
-    parts = build(asked.cfg, asked.config, asked.run_dir) if world.joined else None
+    parts = _build(asked) if world.joined else None
     of_the_first = partial(_of_the_first, parts)
     earlier = _find(asked, world, of_the_first)
     if earlier.finished:
         assert earlier.record is not None
         _repeat(asked, earlier.record)
         return 0
-    parts = parts or build(asked.cfg, asked.config, asked.run_dir)
+    parts = parts or _build(asked)
     check_images(asked, parts, earlier.record)
     before_training()
     training = partial(_train, asked, parts, earlier, of_the_first)
@@ -123,6 +130,12 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
 
 
 # --- before anything is on disk ------------------------------------------------------------------
+
+
+def _build(asked: Request) -> Parts:
+    return build(
+        asked.cfg, asked.config, asked.run_dir, begun_with=resume.begun_with(asked.run_dir)
+    )
 
 
 def _find(asked: Request, world: processes.World, of_the_first: Callable[[Any], Any]) -> Earlier:

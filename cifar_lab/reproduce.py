@@ -40,14 +40,16 @@ def _reproduce(given: argparse.Namespace) -> int:
     from cifar_lab.run.reproduce import plan, reproduce
 
     planned = plan(
-        given.run,
+        Path(given.run),
         data=given.data,
         init_from=given.init_from,
-        out=given.out,
+        out=None if given.out is None else Path(given.out),
         trust=given.trust,
     )
     print(f"again        {given.run}\ninto         {planned.asked.run_dir}")
     print(f"different    {planned.otherwise or 'nothing'}", flush=True)
+    for note in planned.notes:
+        print(f"cifar_lab: {given.run}: {note}", file=sys.stderr)
     done = reproduce(planned)
     if done.status in _STOPPED:
         words = [*_words(given), "--out", str(done.folder)]
@@ -71,14 +73,13 @@ def _words(given: argparse.Namespace) -> list[str]:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = Parser(_USAGE)
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--init-from")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
     parser.add_argument("--trust", action="append", default=[])
     given = parser.parse_args(list(words))
-    given.run = given.run.expanduser()
-    for flag in ("data", "init_from"):
+    for flag in ("data", "init_from", "out"):
         if getattr(given, flag) == "":
             raise InputError(f"--{flag.replace('_', '-')}: is empty; usage: {_USAGE}")
     return given

@@ -179,6 +179,9 @@ def export(
         CheckFailed: the network can't be had in this form, or answers otherwise than it should.
     """
     check_installed(form)
+    for name, tensor in run.model.network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{run.checkpoint}: {name} holds NaN or infinite numbers")
     done("exporting")
     facts = _facts(run, data, form, quantize)
     made = _FORMS[form](run)
@@ -187,7 +190,7 @@ def export(
         done("quantizing")
         said, calibration = _for_calibration(data, CALIBRATED_ON)
         facts["calibrated_on"] = f"{len(calibration)} {said} images"
-        before, made = made.answer, _of_onnx(quantized(made.content({}), calibration))
+        before, made = made.answer, _of_onnx(_quantized(made, calibration))
     done("testing")
     facts["accuracy"], before_accuracy = _accuracy(made.answer, data), None
     if before is not None:
@@ -357,6 +360,13 @@ def _as_program(run: Run) -> _Made:
         return buffer.getvalue()
 
     return _Made(answer=answer, content=content, read=_read_elsewhere)
+
+
+def _quantized(made: _Made, images: NDArray[np.float32]) -> bytes:
+    try:
+        return quantized(made.content({}), images)
+    except Exception as error:  # of a network that it can't take
+        raise CheckFailed(f"this network can't be had in 8 bits: {_first(error)}") from error
 
 
 # Run by another process, in which nothing of cifar_lab is.

@@ -73,6 +73,7 @@ class Plan:
         asked: the new run.
         otherwise: what the run was made with that is different here; "" where nothing is.
         exact: it must come to the same bits.
+        notes: what else a reader has to know, a line each.
     """
 
     original: Path
@@ -80,6 +81,7 @@ class Plan:
     asked: Request
     otherwise: str
     exact: bool
+    notes: tuple[str, ...] = ()
 
 
 def plan(
@@ -106,11 +108,14 @@ def plan(
         InputError: it can't be built as it was, or not on the same images.
     """
     started = time.perf_counter()
+    folder = folder.expanduser().resolve()
     record = _finished(folder)
     config = _config_of(record, trust)
     out = (_beside(folder) if out is None else out.expanduser()).absolute()
-    if out.resolve() == folder.resolve():
+    if out.resolve() == folder:
         raise InputError(f"--out {out}: is the run itself; give another folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).exists():
+        raise InputError(f"--out {out}: holds other things; give a new folder")
     asked_for = {"data.root": data, "init_from": init_from}
     given = {key: value for key, value in asked_for.items() if value is not None}
     said = _overrides(record, given)
@@ -141,7 +146,10 @@ def plan(
     )
     otherwise = made_otherwise(record.all_starts, here)
     on_cpu = parts.trainer.strategy.root_device.type == "cpu"
-    return Plan(folder, record, asked, otherwise, on_cpu and not otherwise)
+    notes: tuple[str, ...] = ()
+    if record.config_digest != config_digest(record.config or {}):
+        notes = ("its configuration is not that of its digest: it has been changed since",)
+    return Plan(folder, record, asked, otherwise, on_cpu and not otherwise, notes)
 
 
 def reproduce(planned: Plan) -> Reproduction:
@@ -290,10 +298,10 @@ def _compare(planned: Plan, done: Reproduction) -> None:
         lines.append(f"{name:<13}{said}")
     if not done.differing:
         lacking = [name for name, (same, _) in compared.items() if same is None]
-        partly = f", without {' and '.join(lacking)} to compare" if lacking else ""
+        partly = f", without {_listed(lacking)} to compare" if lacking else ""
         done.verdict, done.reproduced = f"reproduced to the bit{partly}", True
     elif planned.exact:
-        other = " and ".join(name for name, (same, _) in compared.items() if same is False)
+        other = _listed([name for name, (same, _) in compared.items() if same is False])
         done.verdict = (
             f"not reproduced: nothing that it was made with is different here, and yet {other} are"
         )
@@ -303,6 +311,11 @@ def _compare(planned: Plan, done: Reproduction) -> None:
         done.reproduced = True
     else:
         done.reproduced, done.verdict = _within_spread(old, record, again)
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _same_answers(compared: Mapping[str, _Compared], record: RunRecord, again: RunRecord) -> bool:

@@ -26,6 +26,7 @@ from cifar_lab import Run, load_run
 from cifar_lab.errors import InputError
 from cifar_lab.export import main
 from cifar_lab.inference.export import export, images_for
+from cifar_lab.records.checkpoint_file import add_digest
 from cifar_lab.records.digest import run_digest
 from tests.conftest import REPOSITORY, environment, record_of
 from tests.support.class_folders import write_class_folders, zipped
@@ -314,6 +315,10 @@ def test_wrong_input_is_one_line_and_makes_nothing(
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "zero.ckpt").write_text("")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["state_dict"]["network.fc.bias"][3] = torch.nan
+    torch.save(state, tmp_path / "nan.ckpt")
+    add_digest(tmp_path / "nan.ckpt")
     other = write_class_folders(tmp_path / "other", ("cat", "unicorn"))
     (tmp_path / "cache").mkdir()  # of decoded folders
     before = set(tmp_path.glob("[!c]*/**/*"))
@@ -337,6 +342,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(
         ((linked,), "leads out of the run folder"),
         ((run, "--ckpt", "x.ckpt"), "x.ckpt: does not exist"),
         ((run, "--ckpt", "zero.ckpt"), "zero.ckpt is empty"),
+        ((run, "--ckpt", "nan.ckpt"), "nan.ckpt: fc.bias holds NaN or infinite numbers"),
         ((run, "--ckpt", another / "checkpoints" / "last.ckpt"), "is of another network"),
         ((run, "--data", "nowhere"), "nowhere: does not exist"),
         ((run, "--data", other), "the class unicorn is none of this run's 10"),

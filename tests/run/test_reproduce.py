@@ -76,7 +76,9 @@ def test_it_comes_to_the_same_bits(tmp_path: Path, again: Lab, name: str) -> Non
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_what_the_new_folder_says(run: Path, again: Lab, tmp_path: Path) -> None:
+def test_what_the_new_folder_says(
+    run: Path, again: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert again(run)[0] == 0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -86,6 +88,8 @@ def test_what_the_new_folder_says(run: Path, again: Lab, tmp_path: Path) -> None
     assert "- model.width=2" in written.splitlines()
     status, out, _ = again(run)  # once more: its own folder
     assert (status, "run-again-2" in out) == (0, True)
+    monkeypatch.chdir(run)
+    assert again(".", "--out", tmp_path / "from-inside")[0] == 0
     # the reproduction can itself be reproduced, from elsewhere
     moved = shutil.move(tmp_path / "run-again-1", tmp_path / "moved")
     assert again(moved, "--out", tmp_path / "third")[0] == 0
@@ -102,6 +106,12 @@ def test_a_changed_folder_says_what_differs(run: Path, again: Lab, finished: Pat
     assert last(out).endswith(
         "nothing that it was made with is different here, and yet metrics are"
     )
+    # another configuration under the old digest
+    edited = copied(finished, run.parent / "edited")
+    change(edited, lambda record: record["config"]["optimizer"].update(lr=0.2))
+    status, out, err = again(edited)
+    assert (status, "has been changed since" in err) == (1, True)
+    assert last(out).endswith("and yet weights, metrics and predictions are")
     # another seed's weights and predictions under this record
     other = finish(run.parent / "other", *CNN, "seed=4")
     for name in ("checkpoints", "predictions.npz"):
@@ -275,6 +285,8 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         ((run, "--data", "nowhere"), "this run's images are drawn by code"),
         ((run, "--init-from", other), "this run began with no other's weights"),
         ((run, "--out", run), "is the run itself"),
+        ((run, "--out", ""), "--out: is empty"),
+        ((run, "--out", "."), "holds other things; give a new folder"),
         ((run, "--out", "file"), "can't be written"),
         ((run, "--out", "file/below"), "can't be written"),
         ((run, "--out", other), "--out=" + str(other)),

@@ -16,6 +16,7 @@ different, else within the spread that the recorded seeds show. Status 0: reprod
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -46,8 +47,8 @@ def _reproduce(given: argparse.Namespace) -> int:
         out=None if given.out is None else Path(given.out),
         trust=given.trust,
     )
-    print(f"again        {given.run}\ninto         {planned.asked.run_dir}")
-    print(f"different    {planned.otherwise or 'nothing'}", flush=True)
+    _say(f"again        {given.run}", f"into         {planned.asked.run_dir}")
+    _say(f"different    {planned.otherwise or 'nothing'}")
     for note in planned.notes:
         print(f"cifar_lab: {given.run}: {note}", file=sys.stderr)
     done = reproduce(planned)
@@ -57,11 +58,15 @@ def _reproduce(given: argparse.Namespace) -> int:
         print(f"cifar_lab: to continue and compare: {command}", file=sys.stderr)
     if done.status:
         return done.status
-    print()
-    for line in (*done.same, *done.differing, *done.lacking):
-        print(line)
-    print(f"\n{done.verdict}")
+    _say("", *done.same, *done.differing, *done.lacking, "", done.verdict)
     return 0 if done.reproduced else 1
+
+
+def _say(*lines: str) -> None:
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the status is the answer
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
 
 
 def _words(given: argparse.Namespace) -> list[str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,11 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: a picture couldn't be read. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    try:
-        return run_command(arguments, lambda words: _predict(_parse(words)), text=__doc__)
-    except BrokenPipeError:  # `| head`: the reader has what it wanted
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
-        return 0
+    return run_command(arguments, lambda words: _predict(_parse(words)), text=__doc__)
 
 
 def _predict(given: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ configuration can be built. The numbers live in ``conf/`` and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,20 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def run_config(cfg: DictConfig) -> dict[str, Any]:
+def run_config(cfg: DictConfig, *, begun_with: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The resolved configuration of a run, without Hydra's node and the sweep's.
 
+    Args:
+        cfg: composed.
+        begun_with: what ``init_from`` stood for when the run began; None: it is looked at.
+
     Raises:
-        InputError: an interpolation that leads nowhere.
+        InputError: an interpolation that leads nowhere, or no weights where ``init_from`` says.
     """
+    known = {} if begun_with is None else {"init_from": dict(begun_with)}
     # key by key: a copy of all but that node takes seven times as long
-    config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    keys = [str(key) for key in cfg if key not in _OF_NO_RUN]
+    config = {key: known.get(key) or _resolved(cfg, key) for key in keys}
     learn(config)
     # as if there were none: records of before these keys are of the same runs
     if config.get("init_from") is None:

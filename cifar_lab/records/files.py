@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +18,16 @@ _LONGEST_FOR_SOCKETS = 70
 _CARRIED = re.compile(rb"%s([0-9a-f]{%d})" % (DIGEST_LABEL, DIGEST_CHARACTERS))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was."""
+def write_atomically(
+    path: Path, content: str | bytes, *, check: Callable[[Path], object] = lambda beside: None
+) -> None:
+    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was.
+
+    Args:
+        path: is replaced whole.
+        content: of the file.
+        check: called with the file before it takes its place; where it raises, that is not taken.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -26,6 +35,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check(beside)
         os.replace(beside, path)
     except BaseException:
         # a full disk must be told of as such, whatever becomes of the half-written file

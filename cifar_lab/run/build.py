@@ -55,13 +55,21 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
+def build(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    *,
+    begun_with: Init | None = None,
+) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
 
     Args:
         cfg: composed.
         resolved: the same as `run_config` gave it.
         run_dir: the run folder, which need not be there.
+        begun_with: the weights of ``init_from`` that the folder's run has begun with, and that its
+            checkpoint replaces: they are not read again.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
@@ -93,7 +101,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         _say_if_one_step(data)
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
-    init = _begin_with(network, resolved, data)
+    init = begun_with or _begin_with(network, resolved, data)
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
@@ -223,7 +231,7 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    given = cfg.model.get("num_classes")
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
@@ -231,19 +239,27 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
         )
     from torch import nn
 
-    takes_more, names = _takes(target)
-    # torchvision's functions hand what they don't know themselves on to the network's class
-    hands_on = takes_more and str(target).startswith("torchvision.models.")
-    known = {"num_classes": classes, "image_size": width}
-    assert set(known) == FROM_THE_DATASET["model"]
-    unsaid = {name for name in known if cfg.model.get(name) is None}
+    unsaid = {name for name in FROM_THE_DATASET["model"] if cfg.model.get(name) is None}
     node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
-    taken = names | {"num_classes"} if hands_on else names
-    if hands_on:
+    if _hands_on(cfg.model["_target_"]):
         _check_pretrained(cfg, classes)
-    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
+    network: nn.Module = _build("model", node, **from_the_dataset(cfg.model, classes, width))
     _is_a("model", network, nn.Module, "a torch.nn.Module")
     return network
+
+
+def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
+    """The arguments of a network that it leaves to the dataset."""
+    _, names = _takes(target := model["_target_"])
+    known = {"num_classes": classes, "image_size": width}
+    assert set(known) == FROM_THE_DATASET["model"]
+    taken = names | {"num_classes"} if _hands_on(target) else names
+    return {k: v for k, v in known.items() if model.get(k) is None and k in taken}
+
+
+def _hands_on(target: object) -> bool:
+    """Whether it is a function of torchvision's: they hand on what they don't know themselves."""
+    return _takes(str(target))[0] and str(target).startswith("torchvision.models.")
 
 
 def _check_pretrained(cfg: DictConfig, classes: int) -> None:

@@ -78,7 +78,14 @@ class Request:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Resolved, as plain containers, without Hydra's node."""
-        return run_config(self.cfg)
+        try:
+            return run_config(self.cfg)
+        except InputError:
+            # its checkpoint holds them by now
+            begun_with = resume.weights_that_are_gone(self.run_dir, self.cfg.get("init_from"))
+            if begun_with is None:
+                raise
+            return run_config(self.cfg, begun_with=begun_with)
 
     @cached_property
     def config_to_keep(self) -> dict[str, Any]:
@@ -106,14 +113,14 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     """
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
-    parts = build(asked.cfg, asked.config, asked.run_dir) if world.joined else None
+    parts = _build(asked) if world.joined else None
     of_the_first = partial(_of_the_first, parts)
     earlier = _find(asked, world, of_the_first)
     if earlier.finished:
         assert earlier.record is not None
         _repeat(asked, earlier.record)
         return 0
-    parts = parts or build(asked.cfg, asked.config, asked.run_dir)
+    parts = parts or _build(asked)
     check_images(asked, parts, earlier.record)
     before_training()
     training = partial(_train, asked, parts, earlier, of_the_first)
@@ -124,6 +131,12 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
 
 
 # --- before anything is on disk ------------------------------------------------------------------
+
+
+def _build(asked: Request) -> Parts:
+    return build(
+        asked.cfg, asked.config, asked.run_dir, begun_with=resume.begun_with(asked.run_dir)
+    )
 
 
 def _find(asked: Request, world: processes.World, of_the_first: Callable[[Any], Any]) -> Earlier:
@@ -395,7 +408,7 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
             text = _shortened(text)
             # where it ran out is chance: a traceback of torch says nothing
             log.error(
-                "%s; smaller batches (data.batch_size=%s) need less, so does bf16-mixed",
+                "%s; set a smaller data.batch_size (now %s), or trainer.precision=bf16-mixed",
                 text,
                 asked.config["data"]["batch_size"],
             )

@@ -172,6 +172,7 @@ def test_networks_of_several_kinds_give_a_logit_for_each_class(name: str, small_
         ({"name": "vit_tiny_patch16_224"}, "small_stem=true: vit_tiny_patch16_224 has no first"),
         ({"options": {"num_classes": 3}}, "options.num_classes"),
         ({"options": {"depht": 3}}, "name=resnet18"),
+        ({"options": {"checkpoint_path": "x"}}, "options.checkpoint_path"),
     ],
     ids=str,
 )

@@ -24,16 +24,16 @@ Lab = Callable[..., tuple[int, str, str]]
                 "CUDA out of memory. Tried to allocate 72.00 MiB. GPU 0 has a total capacity of "
                 "79.18 GiB of which 62.39 GiB is free."
             ),
-            "OutOfMemoryError: CUDA out of memory. Tried to allocate 72.00 MiB; smaller batches",
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 72.00 MiB; set a smaller",
         ),
         (
             RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:130] data. DefaultCPUAllocator: can't allocate "
                 "memory: you tried to allocate 400000 bytes. Error code 12"
             ),
-            "you tried to allocate 400000 bytes; smaller batches (data.batch_size=50)",
+            "you tried to allocate 400000 bytes; set a smaller data.batch_size (now 50)",
         ),
-        (MemoryError(), "MemoryError: ; smaller batches"),
+        (MemoryError(), "MemoryError: ; set a smaller"),
     ],
     ids=["cuda", "cpu", "python"],
 )

@@ -71,7 +71,7 @@ def check_settings(master: DictConfig) -> None:
         raise InputError(
             f"sweep.job_timeout={sweep.job_timeout}: must be above 0 seconds, or null for no bound"
         )
-    every = ("slots", "retries", "job_timeout", "fail_fast", "report")
+    every = ("slots", "retries", "job_timeout", "fail_fast", "report", "ingredients")
     searched = [key for key in sweep if key not in every and sweep[key] is not None]
     if sweep.sampler is None and searched:
         key = searched[0]

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cifar_lab.errors import InputError
+from cifar_lab.training.layout import ChecksLayout, Layout
 from cifar_lab.training.lightning_internals import average_model, swap_averages
 from cifar_lab.training.steps.multistep import SupportsMultistep
 
 
-class Ema(WeightAveraging, SupportsMultistep):
+class Ema(WeightAveraging, SupportsMultistep, ChecksLayout):
     """After every optimizer step ``average = decay * average + (1 - decay) * weights``.
 
     BatchNorm's running statistics are averaged too. A checkpoint's ``state_dict`` holds the
@@ -43,6 +44,14 @@ class Ema(WeightAveraging, SupportsMultistep):
         self._updated_step = 0  # optimizer steps made by the last update
         self._begun = False
         self._swapped = False
+
+    def check_layout(self, trainer: Trainer, layout: Layout) -> None:
+        """Raises InputError where the fit ends before the average begins."""
+        if self._start_step >= layout.steps:
+            raise InputError(
+                f"start_step={self._start_step}: the fit ends after {layout.steps} optimizer "
+                f"steps, and there would be no average; must be at most {layout.steps - 1}"
+            )
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step from ``start_step`` on; ``step_idx`` counts from 0."""

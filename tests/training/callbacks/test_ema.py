@@ -135,7 +135,7 @@ def test_the_average_is_that_of_torchs_own_model_to_the_bit(lab: Lab, tmp_path: 
         average = average_model(self)
         average.multi_avg_fn = self._average
         average.update_parameters(module)
-        self._begun = True
+        self._count += 1
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ema, "_update", theirs)

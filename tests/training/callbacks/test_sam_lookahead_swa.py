@@ -1,8 +1,10 @@
-"""SAM, Lookahead and SWA: against closed forms and torch's own, and exact where a run is stopped."""
+"""SAM, Lookahead and SWA: closed forms, torch's own, and exact where a run is stopped."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import constant
 from cifar_lab.training.steps.multistep import arrange, multistep_of
-from tests.conftest import FEED
+from tests.conftest import FEED, environment, merged
 from tests.support.runs import SMALL, same, stop_at, stop_in, weights
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -312,6 +314,28 @@ def test_the_order_in_which_they_are_named_changes_nothing(lab: Lab, tmp_path: P
     same(tmp_path / "ema", tmp_path / "lookahead")
 
 
+class Dump(Callback):
+    """Each process writes the weights that it tests."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(pl_module.state_dict(), f"of{trainer.world_size}rank{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_two_processes_have_the_averages_of_one(lab: Lab, tmp_path: Path) -> None:
+    dump = "+callbacks.dump._target_=tests.training.callbacks.test_sam_lookahead_swa.Dump"
+    arguments = (*BASE, *ALL, dump, "model.dropout=0.0", "data.val_size=0")
+    assert lab(*arguments, "hydra.run.dir=one")[0] == 0
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=two")
+    command = (sys.executable, "-m", "cifar_lab", *merged(*arguments, *two))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    one, first, second = (torch.load(f"of{n}.pt") for n in ("1rank0", "2rank0", "2rank1"))
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -341,8 +365,10 @@ def test_the_order_in_which_they_are_named_changes_nothing(lab: Lab, tmp_path: P
             "callbacks.ema: callbacks.swa keeps the averages that are tested; leave one of them",
         ),
         (
-            ("+monitors.sam._target_=cifar_lab.training.callbacks.sam.Sam",)
-            + ("+monitors.sam.rho=0.1", "+monitors.sam.start_fraction=0.0"),
+            (
+                *("+monitors.sam._target_=cifar_lab.training.callbacks.sam.Sam",),
+                *("+monitors.sam.rho=0.1", "+monitors.sam.start_fraction=0.0"),
+            ),
             "monitors.sam: Sam has a part in the result",
         ),
     ],

@@ -66,3 +66,20 @@ def test_the_points_of_a_sweep_are_all_of_them_and_the_base() -> None:
 def test_what_there_is_not_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         compose(overrides)
+
+
+def test_callbacks_are_ingredients() -> None:
+    own = [
+        "callbacks=[sam,lookahead,swa]",
+        "callbacks.sam.rho=0.1",
+        *(f'+sweep.ingredients.{n}=["callbacks.{n}=null"]' for n in ("sam", "lookahead", "swa")),
+    ]
+    for ablation, left in (
+        ("null", {"checkpoints", "sam", "lookahead", "swa"}),
+        ("without_sam", {"checkpoints", "lookahead", "swa"}),
+        ("only_sam", {"checkpoints", "sam"}),
+        ("bare", {"checkpoints"}),
+    ):
+        cfg = compose([*own, f"ablation={ablation}"])
+        check(cfg)
+        assert set(run_config(cfg)["callbacks"]) == left

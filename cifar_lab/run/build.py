@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cifar_lab.training.fit import Parts
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
+    from cifar_lab.training.trial import Expected
 
 
 # Groups whose parts have nothing else to fit, and those that are tried out together.
@@ -122,10 +123,12 @@ def build(
         frozen=frozen,
         tta=cfg.tta,
     )
-    trainer = _trainer(cfg, resolved, run_dir)
+    callbacks = _callbacks(resolved)
+    trainer = _trainer(cfg, resolved, list(callbacks.values()), run_dir)
     data.check_world_size(trainer.world_size)
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
+    _check_layout(callbacks, trainer, data)
     if cfg.cuda_graph:
         singly = classifier.wants_single_steps
         check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
@@ -203,6 +206,23 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=expected.mixes, name=name)
+        _try_smoothing(loss, cfg, expected)
+
+
+def _try_smoothing(loss: Any, cfg: DictConfig, expected: Expected) -> None:
+    """Raises InputError where the loss takes label smoothing and ignores it."""
+    from cifar_lab.training.trial import try_smoothing
+
+    for key in ("label_smoothing", "smoothing"):
+        if value := cfg.loss.get(key):
+            without = _build("loss", {**plain(cfg.loss), key: 0.0})
+            try_smoothing(
+                loss,
+                without,
+                classes=expected.classes,
+                mixes=expected.mixes,
+                name=f"loss.{key}={value}",
+            )
 
 
 def _image_alone(cfg: DictConfig, data: DataModule) -> str:
@@ -301,25 +321,33 @@ def _takes(target: str) -> tuple[bool, set[str]]:
     return len(by_name) < len(parameters), by_name
 
 
-def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
-    import lightning.pytorch as lightning
+def _callbacks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """By their dotted keys, in the order in which they run."""
     from lightning.pytorch import Callback
+
+    made = {
+        f"{group}.{name}": _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
+    }
+    for key, part in made.items():
+        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
+    compatibility.check_one_bar(list(made), list(made.values()))
+    return made
+
+
+def _trainer(
+    cfg: DictConfig, resolved: dict[str, Any], callbacks: list[Any], run_dir: Path
+) -> Trainer:
+    import lightning.pytorch as lightning
     from lightning.pytorch.loggers import Logger
 
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
     ]
-    callbacks = [
-        _build(f"{group}.{name}", node)
-        for group in ("monitors", "callbacks")
-        for name, node in resolved[group].items()
-    ]
-    for key, part in zip(_paths(resolved, "logger"), loggers, strict=True):
-        _is_a(key, part, Logger, "a lightning.pytorch.loggers.Logger")
-    for key, part in zip(_paths(resolved, "monitors", "callbacks"), callbacks, strict=True):
-        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
-    compatibility.check_one_bar(_paths(resolved, "monitors", "callbacks"), callbacks)
+    for name, part in zip(resolved["logger"], loggers, strict=True):
+        _is_a(f"logger.{name}", part, Logger, "a lightning.pytorch.loggers.Logger")
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
@@ -331,10 +359,6 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
     )
     _is_a("trainer", trainer, lightning.Trainer, "a lightning.pytorch.Trainer")
     return trainer
-
-
-def _paths(resolved: dict[str, Any], *groups: str) -> list[str]:
-    return [f"{group}.{name}" for group in groups for name in resolved[group]]
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:
@@ -420,6 +444,17 @@ def _try_schedule(
     layout = layout_of(trainer, data.train_dataloader())
     with _named("scheduler"):
         try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
+
+
+def _check_layout(callbacks: dict[str, Any], trainer: Trainer, data: DataModule) -> None:
+    """Raises InputError for a callback that has no part in the fit as it is laid out."""
+    from cifar_lab.training.layout import ChecksLayout, layout_of
+
+    layout = layout_of(trainer, data.train_dataloader())
+    for path, callback in callbacks.items():
+        if isinstance(callback, ChecksLayout):
+            with _named(path):
+                callback.check_layout(trainer, layout)
 
 
 def _factory(group: str, cfg: DictConfig) -> partial[Any]:

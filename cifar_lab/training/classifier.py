@@ -117,6 +117,11 @@ class Classifier(LightningModule):
         """Those that no step changes."""
         return sum(p.numel() for p in self.network.parameters() if not p.requires_grad)
 
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """The layers that stay in evaluation mode."""
+        return self._frozen
+
     def train(self, mode: bool = True) -> Self:
         """As torch's, without the frozen layers: their statistics stay what they are."""
         super().train(mode)
@@ -234,9 +239,17 @@ class Classifier(LightningModule):
         logits = self(images)
         return self._loss_of(logits, labels, sums), logits
 
-    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+    def loss_again(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch by a forward pass of its own, which no metric counts."""
+        images, labels = batch
+        return self._wide_loss(self(images), labels)
+
+    def _wide_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
-        loss = self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+        return self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+        loss = self._wide_loss(logits, labels)
         with torch.no_grad():
             # mixed labels count as the class that holds the larger share
             classes = labels if labels.ndim == 1 else labels.argmax(1)

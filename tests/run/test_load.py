@@ -73,6 +73,7 @@ RUNS = {
     "torchvision": (
         *[a for a in QUICK if not a.startswith("model")],
         *("model=resnet10", "~model.num_blocks", "~model.width", "~model.stochastic_depth"),
+        *("~model.bn_momentum", "~model.train_scale", "~model.identity"),
         "model._target_=torchvision.models.squeezenet1_1",
     ),
 }

@@ -27,6 +27,7 @@ from cifar_lab.data.augment import (
     RandomCrop,
     RandomFlip,
 )
+from cifar_lab.data.auto_augment import RandAugment, TrivialAugment
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
@@ -56,6 +57,8 @@ STANDARD = {"flip": RandomFlip(p=0.5), "crop": RandomCrop(padding=4, mode="zero"
 EVERY: dict[str, Any] = {
     "flip": RandomFlip(p=0.5),
     "crop": RandomCrop(padding=4, mode="reflect"),
+    "trivial": TrivialAugment(),
+    "rand": RandAugment(operations=2, magnitude=9),
     "jitter": ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
     "cutout": Cutout(size=8),
     "mixup": Mixup(alpha=0.2, p=0.5),

@@ -115,6 +115,7 @@ class Root:
     init_from: str | None = MISSING
     init_strict: bool = MISSING
     freeze: Any = MISSING
+    distill: Any = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 
 

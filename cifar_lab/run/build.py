@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
+    from cifar_lab.training.distillation import Distillation
     from cifar_lab.training.fit import Parts
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
@@ -88,6 +89,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
+    distillation = _distillation(resolved, data, kind)
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
@@ -104,6 +106,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         config=config_to_keep(cfg, resolved),
         frozen=frozen,
         tta=cfg.tta,
+        distillation=distillation,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
@@ -142,6 +145,14 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
     except InputError as error:
         raise InputError(f"init_from={name}: {error}") from error
     return Init(source=name, sha256=found.sha256, **asdict(taken))
+
+
+def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Distillation | None:
+    from cifar_lab.run.teachers import distillation_from
+
+    if (node := resolved.get("distill")) is None:
+        return None
+    return distillation_from(node, data, device=kind, channels_last=bool(resolved["channels_last"]))
 
 
 def build_data(cfg: DictConfig) -> DataModule:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
 from cifar_lab.errors import Diverged, InputError
 from cifar_lab.model.tta import averaged_logits
+from cifar_lab.training.distillation import Distillation
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
@@ -61,6 +62,8 @@ class Classifier(LightningModule):
         frozen: layers of the network that stay in evaluation mode.
         tta: the views of an image that the test averages (`cifar_lab.model.tta`); the metric
             ``test/acc_without_tta`` is then of the images as they are.
+        distillation: what is minimized in place of the loss on the labels alone, which is what
+            ``train/loss`` stays.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class Classifier(LightningModule):
         config: dict[str, Any],
         frozen: Sequence[nn.Module] = (),
         tta: str = "none",
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self._frozen = list(frozen)
         self._tta = tta
+        self._distillation = distillation
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -215,8 +220,10 @@ class Classifier(LightningModule):
         self._validated = False
 
     def on_fit_start(self) -> None:
-        """The loss gets its own precision back."""
+        """The loss gets its own precision back; the teachers come to the device."""
         self._widen_loss()
+        if self._distillation is not None:
+            self._distillation.to(self.device)
 
     def on_test_start(self) -> None:
         """The loss gets its own precision back."""
@@ -285,7 +292,9 @@ class Classifier(LightningModule):
                 parameter.grad = None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
-        loss, _ = self._loss_and_logits(batch, self._train_sums)
+        loss, logits = self._loss_and_logits(batch, self._train_sums)
+        if self._distillation is not None:
+            loss = self._distillation(loss, logits, batch[0])
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
             self._first_bad.copy_(torch.where(bad, step, self._first_bad))

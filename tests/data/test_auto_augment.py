@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from cifar_lab.config.compose import compose, run_config
+from cifar_lab.config.targets import check_targets_of_record
 from cifar_lab.data.augment import Pipeline, Transform
 from cifar_lab.data.auto_augment import (
     BINS,
@@ -112,3 +114,8 @@ def test_the_plain_path_has_torchvision_s_own(tmp_path: Path) -> None:
     assert isinstance(trivial, v2.TrivialAugmentWide)
     assert isinstance(rand, v2.RandAugment)
     assert (rand.num_ops, rand.magnitude) == (3, 5)
+
+
+@pytest.mark.parametrize("option", ["trivial", "rand", "strong", "alternating"])
+def test_a_record_may_name_them(option: str) -> None:
+    check_targets_of_record({"augment": run_config(compose([f"augment={option}"]))["augment"]})

@@ -34,6 +34,7 @@ from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.distillation import Distillation
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import cosine
 from cifar_lab.training.steps.cuda_graph import GraphedStep
@@ -103,6 +104,8 @@ SETUPS: dict[str, dict[str, Any]] = {
     "multistep, ema": {"size": 4, "callbacks": [Ema]},
     "every transform": {"transforms": EVERY},
     "every transform, multistep": {"transforms": EVERY, "size": 4},
+    "distillation": {"teachers": 2},
+    "distillation, recorded": {"teachers": 1, "size": 4, "graphed_step": NoSideStream},
     "adamw": {"optimizer": ADAMW},
     "recorded": {"size": 4, "graphed_step": NoSideStream},
     "recorded adamw, ema": {
@@ -123,6 +126,7 @@ def fit_on_meta(
     transforms: dict[str, Any] = STANDARD,
     callbacks: list[Any] | None = None,
     graphed_step: type[GraphedStep] | None = None,
+    teachers: int = 0,
     trainer: dict[str, Any] | None = None,
 ) -> Waits:
     route_library_logging()
@@ -139,6 +143,11 @@ def fit_on_meta(
         optimizer=optimizer,
         schedule=partial(cosine, warmup_fraction=0.2, final_factor=0.1),
         config={},
+        distillation=Distillation(
+            [NETWORKS[network]() for _ in range(teachers)], temperature=4.0, weight=0.5
+        )
+        if teachers
+        else None,
     )
     made = [kind(decay=0.9, start_step=2) for kind in callbacks or []]
     within = WithinEpochs()

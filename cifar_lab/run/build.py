@@ -113,6 +113,11 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
     if cfg.cuda_graph:
+        if data.augment.sizes:
+            raise InputError(
+                "cuda_graph=true: records a step on images of one size, and augment.sizes has "
+                f"{len(data.augment.sizes)}; leave one of them out"
+            )
         singly = classifier.wants_single_steps
         check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
     return Parts(
@@ -165,6 +170,8 @@ def build_data(cfg: DictConfig) -> DataModule:
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
+    from dataclasses import replace
+
     from cifar_lab.training.trial import Expected, try_loss, try_network
 
     expected = Expected(
@@ -179,6 +186,9 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
     advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
+    for _, side in data.augment.sizes[:-1]:
+        smaller = replace(expected, size=(3, side, side))
+        try_network(network, smaller, name=f"augment.sizes: {name}")
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=expected.mixes, name=name)

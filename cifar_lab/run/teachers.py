@@ -79,7 +79,12 @@ def distillation_from(
         ours = (data.channel_mean, data.channel_std)
         same = (tuple(run.mean), tuple(run.std)) == (tuple(ours[0]), tuple(ours[1]))
         teachers.append(network if same else _Renormalized(network, run, *ours))
-    return Distillation(teachers, temperature=node["temperature"], weight=node["weight"])
+    return Distillation(
+        teachers,
+        temperature=node["temperature"],
+        weight=node["weight"],
+        image_size=data.dataset.image_size[-1],
+    )
 
 
 def _check(run: Run, data: DataModule, folder: Path) -> None:

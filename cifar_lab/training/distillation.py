@@ -25,12 +25,21 @@ class Distillation:
         teachers: normalized images (B, 3, H, W) -> logits (B, C); on any device.
         temperature: T, above 0; what it is well above 1 shows is how alike the other classes are.
         weight: of the teacher's part, in (0, 1].
+        image_size: side of the images that the teachers know: smaller ones, of progressive
+            resizing, are enlarged to it for them. None: they are as they come.
 
     Raises:
         InputError: a number out of range.
     """
 
-    def __init__(self, teachers: Sequence[nn.Module], *, temperature: float, weight: float) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[nn.Module],
+        *,
+        temperature: float,
+        weight: float,
+        image_size: int | None = None,
+    ) -> None:
         if not temperature > 0:
             raise InputError(f"distill.temperature={temperature}: must be above 0, e.g. 4")
         if not 0 < weight <= 1:
@@ -41,6 +50,7 @@ class Distillation:
         self.teachers = nn.ModuleList(teachers).eval().requires_grad_(False)
         self._temperature = temperature
         self._weight = weight
+        self._image_size = image_size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
         # a callback that averages weights copies the module that learns; this never changes
@@ -66,6 +76,8 @@ class Distillation:
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
         """(B, C) float32 or wider: what the teachers think, softened."""
+        if self._image_size not in (None, images.shape[-1]):
+            images = F.interpolate(images, size=self._image_size, mode="bilinear")
         mean: Tensor | None = None
         for teacher in self.teachers:
             dtype = next((p.dtype for p in teacher.parameters()), images.dtype)

@@ -200,13 +200,16 @@ RUN = (
     "more",
     [
         ("model=cnn",),
-        ("model=resnet10", "model.num_blocks=[1,1]", "steps_per_call=4"),
+        (
+            *("model=resnet10", "model.num_blocks=[1,1]", "steps_per_call=4"),
+            "+augment.sizes=[[0,16],[1,32]]",
+        ),
         (
             *("model=cnn", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"),
             "trainer.accumulate_grad_batches=2",
         ),
     ],
-    ids=["plain", "multistep", "bf16, clipping, accumulation"],
+    ids=["plain", "multistep, resizing", "bf16, clipping, accumulation"],
 )
 def test_a_run_reads_nothing_within_an_epoch(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]

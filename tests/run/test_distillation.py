@@ -100,6 +100,14 @@ def test_one_who_says_what_the_teacher_says_has_nothing_to_learn() -> None:
     assert float(logits.grad.abs().max()) < 1e-6
 
 
+def test_smaller_images_are_enlarged_for_the_teacher() -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 5))
+    distillation = Distillation([teacher], temperature=1.0, weight=0.5, image_size=4)
+    colours = torch.randn(6, 3, 1, 1)
+    expected = distillation.targets(colours.expand(-1, -1, 4, 4))
+    torch.testing.assert_close(distillation.targets(colours.expand(-1, -1, 2, 2)), expected)
+
+
 # --- from a configuration -------------------------------------------------------------------------
 
 

@@ -27,6 +27,10 @@ _SampleKey = tuple[int, int]  # row of the split, seed of the sample's augmentat
 
 def check_per_sample(pipeline: Pipeline) -> None:
     """Raises InputError unless every transform has a counterpart in torchvision."""
+    if pipeline.sizes:
+        raise InputError(
+            "data.loader=torchvision: augment.sizes resizes whole batches; use data.loader=device"
+        )
     for name, transform in pipeline.transforms.items():
         if not isinstance(transform, _WITH_COUNTERPART):
             raise InputError(

@@ -116,6 +116,7 @@ class Root:
     init_strict: bool = MISSING
     freeze: Any = MISSING
     distill: Any = MISSING
+    hard_examples: Any = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 
 

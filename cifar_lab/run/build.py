@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,13 @@ from omegaconf import OmegaConf
 
 from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.targets import FROM_THE_DATASET, locate, makes_scheduler, settings_beside
+from cifar_lab.config.targets import (
+    FROM_THE_DATASET,
+    check_target,
+    locate,
+    makes_scheduler,
+    settings_beside,
+)
 from cifar_lab.config.validate import (
     accelerator,
     check_averages,
@@ -33,12 +39,13 @@ from cifar_lab.run import compatibility
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
     from cifar_lab.training.distillation import Distillation
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.hard_examples import HardExamples
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
 
@@ -90,6 +97,9 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
     distillation = _distillation(resolved, data, kind)
+    hard = _hard_examples(
+        cfg, resolved, data, kind, loss=loss, optimizer=optimizer, schedule=schedule
+    )
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
@@ -107,9 +117,15 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         frozen=frozen,
         tta=cfg.tta,
         distillation=distillation,
+        hard_examples=hard,
     )
     trainer = _trainer(cfg, resolved, run_dir)
     data.check_world_size(trainer.world_size)
+    if hard is not None and trainer.world_size > 1:
+        raise InputError(
+            f"hard_examples.share={resolved['hard_examples']['share']}: each of the "
+            f"{trainer.world_size} processes would train a proxy of its own; use trainer.devices=1"
+        )
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
     if cfg.cuda_graph:
@@ -170,28 +186,97 @@ def build_data(cfg: DictConfig) -> DataModule:
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from dataclasses import replace
+    from cifar_lab.training.trial import try_loss
 
-    from cifar_lab.training.trial import Expected, try_loss, try_network
+    name = f"model._target_={cfg.model['_target_']}"
+    classes = len(data.dataset.classes)
+    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
+    advice = f"add +model.num_classes={classes}" if unsaid else ""
+    outputs = _try_network(network, cfg, data, kind, name=name, advice=advice)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=_mixes(data), name=name)
+
+
+def _mixes(data: DataModule) -> bool:
+    return data.augment.mixes and data.transform is None
+
+
+def _try_network(
+    network: nn.Module,
+    cfg: DictConfig,
+    data: DataModule,
+    kind: str,
+    *,
+    name: str,
+    advice: str = "",
+) -> Tensor | None:
+    """`trial.try_network` with images of every size that the data has."""
+    from cifar_lab.training.trial import Expected, try_network
 
     expected = Expected(
         size=data.dataset.image_size,
         classes=len(data.dataset.classes),
         batch_size=data.batch_size,
-        mixes=data.augment.mixes and data.transform is None,
+        mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
     )
-    name = f"model._target_={cfg.model['_target_']}"
-    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
-    advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
     for _, side in data.augment.sizes[:-1]:
         smaller = replace(expected, size=(3, side, side))
         try_network(network, smaller, name=f"augment.sizes: {name}")
-    if outputs is not None:
-        name = f"loss._target_={cfg.loss['_target_']}"
-        try_loss(loss, outputs, mixes=expected.mixes, name=name)
+    return outputs
+
+
+def _hard_examples(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    data: DataModule,
+    kind: str,
+    *,
+    loss: Any,
+    optimizer: OptimizerFactory,
+    schedule: Callable[[int, int], float] | TorchSchedule,
+) -> HardExamples | None:
+    from cifar_lab.training.hard_examples import HardExamples
+    from cifar_lab.training.schedules import TorchSchedule
+    from cifar_lab.training.steps.compile import prepare
+
+    if (node := resolved.get("hard_examples")) is None:
+        return None
+    trainer, where = resolved["trainer"], "hard_examples"
+    precision = str(trainer.get("precision", "32-true"))
+    reason = None
+    if isinstance(schedule, TorchSchedule):
+        reason = "scheduler is one of torch's, which Lightning steps; use cosine or triangular"
+    elif resolved["cuda_graph"]:
+        reason = "cuda_graph=true records a step that is always the same"
+    elif trainer.get("accumulate_grad_batches", 1) != 1:
+        reason = "trainer.accumulate_grad_batches must be 1"
+    elif precision.startswith("16"):
+        reason = f"trainer.precision={precision} scales the loss of one network; use bf16-mixed"
+    if reason or isinstance(schedule, TorchSchedule):
+        raise InputError(f"{where}.share={node['share']}: the proxy makes its own steps: {reason}")
+    model = {**resolved["model"], **node["proxy"]}
+    try:
+        check_target("model", model)
+        proxy = build_model(OmegaConf.create({"model": model}), data.dataset)
+        name = f"model._target_={model['_target_']}"
+        _try_network(proxy, cfg, data, kind, name=name)
+        with _named("optimizer"):
+            optimizer(proxy)
+    except InputError as error:
+        raise InputError(f"{where}.proxy: {error}") from error
+    prepare(proxy, device=kind, channels_last=bool(resolved["channels_last"]), mode="none")
+    return HardExamples(
+        proxy,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        share=node["share"],
+        every=node["every"],
+    )
 
 
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:

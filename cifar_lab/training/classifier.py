@@ -20,6 +20,7 @@ from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
 from cifar_lab.errors import Diverged, InputError
 from cifar_lab.model.tta import averaged_logits
 from cifar_lab.training.distillation import Distillation
+from cifar_lab.training.hard_examples import HardExamples
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
@@ -64,6 +65,7 @@ class Classifier(LightningModule):
             ``test/acc_without_tta`` is then of the images as they are.
         distillation: what is minimized in place of the loss on the labels alone, which is what
             ``train/loss`` stays.
+        hard_examples: which images of a batch train, and are counted in ``train/...``; None: all.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Classifier(LightningModule):
         frozen: Sequence[nn.Module] = (),
         tta: str = "none",
         distillation: Distillation | None = None,
+        hard_examples: HardExamples | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self._frozen = list(frozen)
         self._tta = tta
         self._distillation = distillation
+        self._hard_examples = hard_examples
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -116,6 +120,11 @@ class Classifier(LightningModule):
     def parameter_count(self) -> int:
         """Parameters of the network, frozen ones included."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def proxy(self) -> nn.Module | None:
+        """The network that chooses the images, where there is one."""
+        return None if self._hard_examples is None else self._hard_examples.proxy
 
     @property
     def frozen_parameter_count(self) -> int:
@@ -292,6 +301,8 @@ class Classifier(LightningModule):
                 parameter.grad = None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
+        if self._hard_examples is not None:
+            batch = self._hard_examples.choose(batch)
         loss, logits = self._loss_and_logits(batch, self._train_sums)
         if self._distillation is not None:
             loss = self._distillation(loss, logits, batch[0])
@@ -404,6 +415,8 @@ class Classifier(LightningModule):
             self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
         self._followers = followers(callbacks_of(self.trainer))
+        if self._hard_examples is not None:
+            self._hard_examples.start(self.device, layout_of(self.trainer).steps)
         if self._graphed_step_type is not None:
             self._graphed_step = self._graphed_step_type(
                 step=self._capturable_step,
@@ -469,6 +482,8 @@ class Classifier(LightningModule):
         checkpoint["lr"] = self._lr
         checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
+        if self._hard_examples is not None:
+            checkpoint["hard_examples"] = self._hard_examples.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
@@ -476,6 +491,8 @@ class Classifier(LightningModule):
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
         self._validated = checkpoint.get("validated", False)
+        if self._hard_examples is not None:
+            self._hard_examples.load_state_dict(checkpoint["hard_examples"])
         self._metrics_before = checkpoint.get("run", {}).get("metrics", {})
 
     def on_test_epoch_start(self) -> None:
@@ -506,7 +523,10 @@ class Classifier(LightningModule):
         if (step := int(self._first_bad)) >= 0:
             raise self._diverged("the training loss", step)
         # the largest weight: one read, and exact in every precision; a NaN is passed on
-        if not math.isfinite(nn.utils.get_total_norm(list(self.parameters()), math.inf)):
+        weights = list(self.parameters())
+        if self._hard_examples is not None:  # of NaN the losses choose no images
+            weights += self._hard_examples.proxy.parameters()
+        if not math.isfinite(nn.utils.get_total_norm(weights, math.inf)):
             raise self._diverged("a weight", self.global_step)
 
     def _diverged(self, what: str, step: int) -> Diverged:

@@ -35,7 +35,9 @@ from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.distillation import Distillation
+from cifar_lab.training.hard_examples import HardExamples
 from cifar_lab.training.library_logging import route_library_logging
+from cifar_lab.training.optimizers import OptimizerFactory
 from cifar_lab.training.schedules import cosine
 from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import arrange, multistep_of
@@ -106,6 +108,8 @@ SETUPS: dict[str, dict[str, Any]] = {
     "every transform, multistep": {"transforms": EVERY, "size": 4},
     "distillation": {"teachers": 2},
     "distillation, recorded": {"teachers": 1, "size": 4, "graphed_step": NoSideStream},
+    "hard examples": {"hard": True, "callbacks": [Ema]},
+    "hard examples, mixed, multistep": {"hard": True, "size": 4, "transforms": EVERY},
     "adamw": {"optimizer": ADAMW},
     "recorded": {"size": 4, "graphed_step": NoSideStream},
     "recorded adamw, ema": {
@@ -127,6 +131,7 @@ def fit_on_meta(
     callbacks: list[Any] | None = None,
     graphed_step: type[GraphedStep] | None = None,
     teachers: int = 0,
+    hard: bool = False,
     trainer: dict[str, Any] | None = None,
 ) -> Waits:
     route_library_logging()
@@ -147,6 +152,16 @@ def fit_on_meta(
             [NETWORKS[network]() for _ in range(teachers)], temperature=4.0, weight=0.5
         )
         if teachers
+        else None,
+        hard_examples=HardExamples(
+            NETWORKS[network](),
+            loss=nn.CrossEntropyLoss(),
+            optimizer=OptimizerFactory(optimizer),
+            schedule=partial(cosine, warmup_fraction=0.2, final_factor=0.1),
+            share=0.5,
+            every=2,
+        )
+        if hard
         else None,
     )
     made = [kind(decay=0.9, start_step=2) for kind in callbacks or []]

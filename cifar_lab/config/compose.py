@@ -180,8 +180,8 @@ def _hard_examples(value: Any) -> dict[str, Any] | None:
         raise InputError(f"hard_examples.every={every}: must be an integer, at least 1")
     if not isinstance(proxy, dict) or not proxy:
         raise InputError(
-            f"hard_examples.proxy={'null' if proxy is None else proxy}: must be arguments of model that make a smaller network "
-            "of it, e.g. 'hard_examples.proxy={width: 16}'"
+            f"hard_examples.proxy={'null' if proxy is None else proxy}: must be arguments of model "
+            "that make a smaller network of it, e.g. 'hard_examples.proxy={width: 16}'"
         )
     return value
 

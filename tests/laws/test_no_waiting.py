@@ -108,8 +108,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "every transform, multistep": {"transforms": EVERY, "size": 4},
     "distillation": {"teachers": 2},
     "distillation, recorded": {"teachers": 1, "size": 4, "graphed_step": NoSideStream},
-    "hard examples": {"hard": True, "callbacks": [Ema]},
-    "hard examples, mixed, multistep": {"hard": True, "size": 4, "transforms": EVERY},
+    "hard examples, multistep, ema": {"hard": True, "size": 4, "callbacks": [Ema]},
     "adamw": {"optimizer": ADAMW},
     "recorded": {"size": 4, "graphed_step": NoSideStream},
     "recorded adamw, ema": {

@@ -300,7 +300,9 @@ def test_stages_come_in_order_and_names_set_to_null_are_left_out() -> None:
     assert not flip_only.mixes
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+# torch says once that it doesn't know all that waits
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cpu_and_gpu_agree() -> None:
     gpu = torch.device("cuda")
     images, labels = some_images(), some_labels()

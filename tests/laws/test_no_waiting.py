@@ -120,9 +120,10 @@ SETUPS: dict[str, dict[str, Any]] = {
 }
 
 
-def fit_on_meta(
+def made(
     folder: Path,
     network: str,
+    within: WithinEpochs,
     *,
     size: int = 1,
     optimizer: Any = SGD,
@@ -132,7 +133,7 @@ def fit_on_meta(
     teachers: int = 0,
     hard: bool = False,
     trainer: dict[str, Any] | None = None,
-) -> Waits:
+) -> tuple[Trainer, Classifier, Synthetic]:
     route_library_logging()
     seed_everything(11, verbose=False)
     data = Synthetic(
@@ -163,16 +164,12 @@ def fit_on_meta(
         if hard
         else None,
     )
-    made = [kind(decay=0.9, start_step=2) for kind in callbacks or []]
-    within = WithinEpochs()
-    within.waits = Waits("meta")
-    within.waits.inside = False
+    more = [kind(decay=0.9, start_step=2) for kind in callbacks or []]
     fit = Trainer(
-        strategy=MetaStrategy(),
         default_root_dir=folder,
         max_epochs=2,
         logger=False,
-        callbacks=[within, GradNorm(), *made],
+        callbacks=[within, GradNorm(), *more],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -181,10 +178,23 @@ def fit_on_meta(
     )
     data.open()
     classifier.train_on(arrange(fit, data, size), graphed_step=graphed_step)
-    with meta_device(), within.waits:
-        fit.fit(classifier, datamodule=data)
+    return fit, classifier, data
+
+
+def check_steps(fit: Trainer, *, size: int = 1) -> None:
     assert fit.global_step == (6 if fit.accumulate_grad_batches > 1 else 18)
     assert (multistep_of(fit) is not None) == (size > 1)
+
+
+def fit_on_meta(folder: Path, network: str, **setup: Any) -> Waits:
+    within = WithinEpochs()
+    within.waits = Waits("meta")
+    within.waits.inside = False
+    trainer = {"strategy": MetaStrategy(), **setup.pop("trainer", {})}
+    fit, classifier, data = made(folder, network, within, trainer=trainer, **setup)
+    with meta_device(), within.waits:
+        fit.fit(classifier, datamodule=data)
+    check_steps(fit, size=setup.get("size", 1))
     return within.waits
 
 
@@ -197,6 +207,40 @@ def test_a_fit_on_the_meta_device_reads_nothing_within_an_epoch(
     waits = fit_on_meta(tmp_path, network, **SETUPS[setup])
     assert waits.found == []
     assert waits.operators.total() > 1000
+
+
+class ErrorsWithinEpochs(WithinEpochs):
+    """CUDA itself raises where something waits."""
+
+    def _open(self, wanted: bool) -> None:
+        torch.cuda.set_sync_debug_mode("error" if wanted else "default")
+
+
+ON_A_GPU = {**SETUPS, "16-mixed": {"trainer": {"precision": "16-mixed"}}}
+
+
+@pytest.mark.gpu
+# torch says once that it doesn't know all that waits
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("setup", ON_A_GPU)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_fit_on_a_gpu_waits_for_nothing_within_an_epoch(
+    tmp_path: Path, network: str, setup: str
+) -> None:
+    settings = dict(ON_A_GPU[setup])
+    trainer = dict(settings.pop("trainer", {}))
+    if trainer.pop("plugins", None):
+        trainer["precision"] = "bf16-mixed"
+    if "graphed_step" in settings:
+        settings["graphed_step"] = GraphedStep
+    trainer |= {"accelerator": "gpu", "devices": 1}
+    within = ErrorsWithinEpochs()
+    fit, classifier, data = made(tmp_path, network, within, trainer=trainer, **settings)
+    try:
+        fit.fit(classifier, datamodule=data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    check_steps(fit, size=settings.get("size", 1))
 
 
 # --- whole runs of the command line, with all that looks on ---------------------------------------

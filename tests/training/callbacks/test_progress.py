@@ -223,7 +223,7 @@ def test_on_the_cpu_the_sums_are_read_directly() -> None:
     assert LaggedCopy().read(torch.tensor([1.0, 2.0, 3.0]), "now") == ([1.0, 2.0, 3.0], "now")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda_a_read_gives_what_the_read_before_copied() -> None:
     copy, source = LaggedCopy(), torch.tensor([1.0, 2.0, 3.0], device="cuda")
     assert copy.read(source, "first") is None

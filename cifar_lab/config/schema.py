@@ -111,6 +111,7 @@ class Root:
     steps_per_call: int | None = MISSING
     tta: str = MISSING
     ablation: str | None = MISSING
+    tuned_batch_size: int | None = MISSING
     resume: Resume = MISSING
     init_from: str | None = MISSING
     init_strict: bool = MISSING

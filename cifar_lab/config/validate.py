@@ -124,6 +124,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
             "trainer.limit_test_batches=0: must be at least 1 batch (or a fraction), for a run "
             "ends with its test"
         )
+    tuned = config["tuned_batch_size"]
+    if tuned is not None and tuned < 1:
+        raise InputError(f"tuned_batch_size={tuned}: must be at least 1, or null")
     threads = config["threads"]
     if threads is not None and threads < 1:
         raise InputError(f"threads={threads}: must be at least 1, or null for all cores")

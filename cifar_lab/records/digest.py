@@ -13,7 +13,7 @@ from cifar_lab.records.credentials import hide_by_form, is_credential
 KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
-    *("monitors", "steps_per_call"),
+    *("monitors", "steps_per_call", "tuned_batch_size"),
     # where the weights lay; their SHA-256 stands beside it
     "init_from.path",
     *("distill.from.paths", "distill.trust"),

@@ -119,7 +119,8 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         distillation=distillation,
         hard_examples=hard,
     )
-    trainer = _trainer(cfg, resolved, run_dir)
+    callbacks = _callbacks(resolved)
+    trainer = _trainer(cfg, resolved, list(callbacks.values()), run_dir)
     data.check_world_size(trainer.world_size)
     if hard is not None and trainer.world_size > 1:
         raise InputError(
@@ -128,6 +129,7 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         )
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
+    _check_layout(callbacks, trainer, data)
     if cfg.cuda_graph:
         if data.augment.sizes:
             raise InputError(
@@ -196,6 +198,7 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=_mixes(data), name=name)
+        _try_smoothing(loss, cfg, classes=classes, mixes=_mixes(data))
 
 
 def _mixes(data: DataModule) -> bool:
@@ -279,6 +282,22 @@ def _hard_examples(
     )
 
 
+def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> None:
+    """Raises InputError where the loss takes label smoothing and ignores it."""
+    from cifar_lab.training.trial import try_smoothing
+
+    for key in ("label_smoothing", "smoothing"):
+        if value := cfg.loss.get(key):
+            without = _build("loss", {**plain(cfg.loss), key: 0.0})
+            try_smoothing(
+                loss,
+                without,
+                classes=classes,
+                mixes=mixes,
+                name=f"loss.{key}={value}",
+            )
+
+
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
     """`build_network` for a dataset."""
     return build_network(cfg, len(dataset.classes), dataset.image_size[-1])
@@ -320,15 +339,21 @@ def _takes(target: str) -> tuple[bool, set[str]]:
     return len(by_name) < len(parameters), by_name
 
 
-def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
+def _callbacks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """By their dotted keys, in the order in which they run."""
+    return {
+        f"{group}.{name}": _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
+    }
+
+
+def _trainer(
+    cfg: DictConfig, resolved: dict[str, Any], callbacks: list[Any], run_dir: Path
+) -> Trainer:
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
-    ]
-    callbacks = [
-        _build(f"{group}.{name}", node)
-        for group in ("monitors", "callbacks")
-        for name, node in resolved[group].items()
     ]
     trainer: Trainer = _build(
         "trainer",
@@ -421,6 +446,17 @@ def _try_schedule(
     layout = layout_of(trainer, data.train_dataloader())
     with _named("scheduler"):
         try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
+
+
+def _check_layout(callbacks: dict[str, Any], trainer: Trainer, data: DataModule) -> None:
+    """Raises InputError for a callback that has no part in the fit as it is laid out."""
+    from cifar_lab.training.layout import ChecksLayout, layout_of
+
+    layout = layout_of(trainer, data.train_dataloader())
+    for path, callback in callbacks.items():
+        if isinstance(callback, ChecksLayout):
+            with _named(path):
+                callback.check_layout(trainer, layout)
 
 
 def _factory(group: str, cfg: DictConfig) -> partial[Any]:

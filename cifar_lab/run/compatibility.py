@@ -46,6 +46,7 @@ class _Callback:
 
 def check(config: dict[str, Any]) -> None:
     """Raises InputError where parts that are right alone don't go together."""
+    from cifar_lab.training.callbacks.averages import Averages
     from cifar_lab.training.callbacks.checkpoints import Checkpoints
 
     interval = config["trainer"].get("val_check_interval")
@@ -61,7 +62,13 @@ def check(config: dict[str, Any]) -> None:
     if len(checkpoints) > 1:
         first, second = checkpoints[:2]
         raise InputError(f"{second.path}: {first.path} keeps the checkpoints; leave one of them")
+    averages = [callback.path for callback in callbacks if callback.is_a(Averages)]
+    if len(averages) > 1:
+        raise InputError(
+            f"{averages[1]}: {averages[0]} keeps the averages that are tested; leave one of them"
+        )
     for callback in callbacks:
+        _check_sam(callback, config["trainer"])
         _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
@@ -87,11 +94,33 @@ def _check_monitor_changes_nothing(callback: _Callback) -> None:
     """Refuses among the monitors, which are no part of a run's digest, what changes results."""
     from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer, WeightAveraging
 
-    changes = callback.is_a(Checkpoint, EarlyStopping, Timer, WeightAveraging)
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.callbacks.sam import Sam
+
+    changes = callback.is_a(Checkpoint, EarlyStopping, Timer, WeightAveraging, Lookahead, Sam)
     if callback.path.startswith("monitors.") and changes:
         raise InputError(
             f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
             f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
+        )
+
+
+def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
+    """Refuses it where a step can't be made twice of one batch."""
+    from cifar_lab.training.callbacks.sam import Sam
+
+    if not callback.is_a(Sam):
+        return
+    accumulated, precision = trainer.get("accumulate_grad_batches"), trainer.get("precision")
+    if accumulated not in (1, None):
+        raise InputError(
+            f"{callback.path}: goes twice over the batch of a step, and trainer."
+            f"accumulate_grad_batches={accumulated} makes it of several; set it to 1"
+        )
+    if str(precision) in ("16-mixed", "16"):
+        raise InputError(
+            f"{callback.path}: measures gradients, and trainer.precision={precision} scales them; "
+            "set trainer.precision=bf16-mixed or 32-true"
         )
 
 
@@ -105,7 +134,7 @@ def check_callback(path: str, kind: type) -> None:
     """
     from lightning.pytorch import callbacks as theirs
 
-    from cifar_lab.training.callbacks.ema import Ema
+    from cifar_lab.training.callbacks.averages import Averages
 
     refused: dict[type, str] = {
         theirs.BatchSizeFinder: (
@@ -121,11 +150,11 @@ def check_callback(path: str, kind: type) -> None:
             "use trainer.accumulate_grad_batches, one number for the whole fit"
         ),
         theirs.StochasticWeightAveraging: (
-            "has an average that is in no checkpoint and is not tested; use callbacks=ema"
+            "has an average that is in no checkpoint and is not tested; use callbacks=swa"
         ),
         theirs.WeightAveraging: (
             "takes its averages for the weights where a run is stopped within a validation; "
-            "use callbacks=ema"
+            "use callbacks=ema or callbacks=swa"
         ),
         theirs.ModelPruning: (
             "changes the weights after they were validated, and loses its masks where a run is "
@@ -141,7 +170,7 @@ def check_callback(path: str, kind: type) -> None:
         ),
     }
     for other, reason in refused.items():
-        if issubclass(kind, other) and not issubclass(kind, Ema):
+        if issubclass(kind, other) and not issubclass(kind, Averages):
             name = kind.__name__ if kind is other else f"{kind.__name__} (a {other.__name__})"
             raise InputError(f"{path}: {name} {reason}")
 

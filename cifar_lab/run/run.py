@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("cifar_lab")
 _PACKAGE = Path(__file__).parents[1]
+# Times as many or as few images per step as the learning rates were found with. By rules of thumb
+# (in proportion for SGD, to the root for Adam) rates are off by this factor, or its root.
+_TOO_FAR = 4
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def _train(
             if processes.rank() == 0:
                 checkpoint = _take_folder(asked.run_dir, earlier, stack)
                 file = _open_record(asked, parts, earlier.record, checkpoint)
-                _warn(asked, file.record)
+                _warn(asked, file.record, _images_per_step(parts))
             checkpoint = of_the_first(checkpoint)
             with processes.first_of(asked.overrides_with_folder, checkpoint):
                 fit_and_test(
@@ -318,13 +321,27 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(found["global_step"])
 
 
-def _warn(asked: Request, record: RunRecord) -> None:
+def _images_per_step(parts: Parts) -> int:
+    from cifar_lab.training.layout import layout_of
+
+    return layout_of(parts.trainer, parts.data.train_dataloader()).images_per_step
+
+
+def _warn(asked: Request, record: RunRecord, images_per_step: int) -> None:
     """Says what a reader of the numbers has to know; on standard error and in train.log."""
     *before, start = record.starts
     if record.resumed and (others := made_otherwise(before, start)):
         # not refused: a comment may have changed, and hours of work would be lost; every start
         # is on record
         log.warning("%s: goes on, though begun with %s", asked.run_dir, others)
+    tuned = asked.config["tuned_batch_size"]
+    if tuned and not tuned / _TOO_FAR <= images_per_step <= tuned * _TOO_FAR:
+        log.warning(
+            "%d images per optimizer step, and the learning rates were found with %d: scale "
+            "optimizer.lr and the rates of its groups, or set data.batch_size=%d "
+            "(tuned_batch_size=null says nothing)",
+            *(images_per_step, tuned, tuned),
+        )
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)
     if (init := record.init) is not None and not record.resumed:

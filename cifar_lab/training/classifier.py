@@ -131,6 +131,11 @@ class Classifier(LightningModule):
         """Those that no step changes."""
         return sum(p.numel() for p in self.network.parameters() if not p.requires_grad)
 
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """The layers that stay in evaluation mode."""
+        return self._frozen
+
     def train(self, mode: bool = True) -> Self:
         """As torch's, without the frozen layers: their statistics stay what they are."""
         super().train(mode)
@@ -250,9 +255,26 @@ class Classifier(LightningModule):
         logits = self(images)
         return self._loss_of(logits, labels, sums), logits
 
-    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+    def loss_again(self, batch: Batch) -> Tensor:
+        """What a step minimizes, of its batch once more: a forward pass that no metric counts."""
+        if self._hard_examples is not None:
+            batch = self._hard_examples.chosen  # what the first pass has chosen
+        images, labels = batch
+        logits = self(images)
+        return self._objective(self._wide_loss(logits, labels), logits, images)
+
+    def _objective(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """The loss on the labels, or what a teacher makes of it."""
+        if self._distillation is None:
+            return loss
+        return self._distillation(loss, logits, images)
+
+    def _wide_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
-        loss = self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+        return self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+        loss = self._wide_loss(logits, labels)
         with torch.no_grad():
             # mixed labels count as the class that holds the larger share
             classes = labels if labels.ndim == 1 else labels.argmax(1)
@@ -304,8 +326,7 @@ class Classifier(LightningModule):
         if self._hard_examples is not None:
             batch = self._hard_examples.choose(batch)
         loss, logits = self._loss_and_logits(batch, self._train_sums)
-        if self._distillation is not None:
-            loss = self._distillation(loss, logits, batch[0])
+        loss = self._objective(loss, logits, batch[0])
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
             self._first_bad.copy_(torch.where(bad, step, self._first_bad))

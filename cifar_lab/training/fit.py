@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from numpy.typing import NDArray
 from torch import nn
 
@@ -247,6 +248,8 @@ def _add_callbacks(
     # Checkpoints come last, Lightning sees to it, for they save what all others have done; stopping
     # in order saves one too
     others = [c for c in callbacks if c is not checkpoints]
+    # averages are of the weights as all others leave them, whichever order these were named in
+    others.sort(key=lambda callback: isinstance(callback, WeightAveraging))
     last = [] if checkpoints is None else [checkpoints]
     stop = StopInOrder(checkpoints=checkpoints)
     set_callbacks(parts.trainer, [*own, *others, stop, *last])

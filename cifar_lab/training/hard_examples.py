@@ -28,7 +28,12 @@ class HardExamples:
     the same batches (github.com/KellerJordan/cifar10-airbench; the loss as the measure:
     arXiv:1511.06343).
 
-    No part of a module: no optimizer and no average of weights has the proxy in it.
+    No part of a module: no optimizer and no average of weights has the proxy in it. It takes none
+    of the run's random numbers.
+
+    Attributes:
+        proxy: the small network.
+        chosen: what `choose` gave last.
 
     Args:
         proxy: images (B, 3, H, W) -> logits (B, C).
@@ -57,6 +62,7 @@ class HardExamples:
         if every < 1:
             raise InputError(f"hard_examples.every={every}: must be at least 1, e.g. 4")
         self.proxy = proxy
+        self.chosen: Batch = torch.empty(0), torch.empty(0)
         self._loss = loss
         self._smoothing = float(getattr(loss, "label_smoothing", 0.0))
         self._make_optimizer, self._factor = optimizer, schedule
@@ -95,7 +101,8 @@ class HardExamples:
         steps = self._batches % self._every == 0
         self.proxy.train()
         dtype = next(p.dtype for p in self.proxy.parameters())
-        with torch.set_grad_enabled(steps):
+        on = [images.device] if images.device.type == "cuda" else []
+        with torch.set_grad_enabled(steps), torch.random.fork_rng(devices=on):
             logits = self.proxy(images.to(dtype))
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = labels.to(wide) if labels.ndim > 1 else labels
@@ -113,7 +120,8 @@ class HardExamples:
                 self._optimizer.step()
         self._schedule.step()
         self._batches += 1
-        return images[rows], labels[rows]
+        self.chosen = images[rows], labels[rows]
+        return self.chosen
 
     def state_dict(self) -> dict[str, Any]:
         """All that a fit which goes on needs."""

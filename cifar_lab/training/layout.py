@@ -42,6 +42,7 @@ class Layout:
         accumulated: batches whose gradients are averaged for one optimizer step.
         images_per_step: images of an optimizer step, over all devices; the epoch's last may have
             fewer.
+        steps_per_epoch: optimizer steps of a whole epoch.
     """
 
     steps: int
@@ -49,6 +50,14 @@ class Layout:
     batch_size: int
     accumulated: int
     images_per_step: int
+    steps_per_epoch: int
+
+
+class ChecksLayout:
+    """Mark of a callback that can tell from the layout that it would have no part in the fit."""
+
+    def check_layout(self, trainer: Trainer, layout: Layout) -> None:
+        """Raises InputError, with the name of its argument before, where it can't act."""
 
 
 def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
@@ -61,13 +70,14 @@ def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
     loader = loader or train_loader(trainer)
     batches, size = limited(trainer, loader.num_batches), loader.share.batch_size
     accumulated = trainer.accumulate_grad_batches
-    steps = fit_steps(trainer, batches)
+    steps, per_epoch = fit_steps(trainer, batches), max(1, -(-batches // accumulated))
     return Layout(
         steps=steps,
-        epochs=-(-steps // max(1, -(-batches // accumulated))),
+        epochs=-(-steps // per_epoch),
         batch_size=size,
         accumulated=accumulated,
         images_per_step=min(size * min(accumulated, batches), loader.share.used),
+        steps_per_epoch=per_epoch,
     )
 
 
@@ -122,7 +132,7 @@ class WatchLayout(Callback, SupportsMultistep):
     """
 
     def __init__(self) -> None:
-        self.planned = self.ran = Layout(0, 0, 0, 0, 0)
+        self.planned = self.ran = Layout(0, 0, 0, 0, 0, 0)
         self.trained = False
         self.validated_step: int | None = None
         self.departures: dict[str, str] = {}

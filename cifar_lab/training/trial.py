@@ -164,6 +164,31 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
 
 
+def try_smoothing(loss: Loss, without: Loss, *, classes: int, mixes: bool, name: str) -> None:
+    """Holds a loss against the same without its label smoothing.
+
+    Args:
+        loss: as in `try_loss`, which it has passed.
+        without: built alike, but with a smoothing of 0.
+        classes: of the dataset.
+        mixes: as in `try_loss`.
+        name: of the smoothing and its value, for messages.
+
+    Raises:
+        InputError: both give the same.
+    """
+    logits = torch.randn(classes + 1, classes, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(classes + 1) % classes
+    if mixes:
+        labels = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
+    values = [_called(each, logits, labels) for each in (loss, without)]
+    if torch.equal(*values):
+        raise InputError(
+            f"{name}: the loss is the same without it; use loss=cross_entropy, which knows it, or "
+            "leave it out"
+        )
+
+
 def _try_labels(loss: Loss, rows: Tensor, labels: Tensor, name: str, kind: str) -> None:
     logits = rows.clone().requires_grad_()
     try:

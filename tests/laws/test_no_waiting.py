@@ -33,6 +33,9 @@ from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.callbacks.grad_norm import GradNorm
+from cifar_lab.training.callbacks.lookahead import Lookahead
+from cifar_lab.training.callbacks.sam import Sam
+from cifar_lab.training.callbacks.swa import Swa
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.distillation import Distillation
 from cifar_lab.training.hard_examples import HardExamples
@@ -92,30 +95,47 @@ class NoSideStream(GraphedStep):
         return lambda: None
 
 
+EMA = partial(Ema, decay=0.9, start_step=2)
+SWA = partial(Swa, start_fraction=0.3, every_steps=2, bn_images=100)
+LOOKAHEAD = partial(Lookahead, alpha=0.5, every_steps=2)
+SAM = partial(Sam, rho=0.05, start_fraction=0.2)
+
 SETUPS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "ema": {"callbacks": [Ema]},
+    "ema": {"callbacks": [EMA]},
+    "sam, lookahead, swa": {"callbacks": [SAM, LOOKAHEAD, SWA]},
+    "sam, bf16-mixed": {
+        "trainer": {"plugins": [MixedPrecision("bf16-mixed", "cpu")]},
+        "callbacks": [SAM],
+    },
+    "multistep, lookahead, swa": {"size": 4, "callbacks": [LOOKAHEAD, SWA]},
+    "recorded, lookahead, swa": {
+        "size": 4,
+        "graphed_step": NoSideStream,
+        "callbacks": [LOOKAHEAD, SWA],
+    },
     "clipping": {"trainer": {"gradient_clip_val": 1.0}},
     "clipping by value": {
         "trainer": {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}
     },
-    "accumulation": {"trainer": {"accumulate_grad_batches": 3}, "callbacks": [Ema]},
+    "accumulation": {"trainer": {"accumulate_grad_batches": 3}, "callbacks": [EMA]},
     "bf16-true": {"trainer": {"precision": "bf16-true"}},
     "bf16-mixed": {"trainer": {"plugins": [MixedPrecision("bf16-mixed", "cpu")]}, "size": 4},
     "multistep": {"size": 4},
-    "multistep, ema": {"size": 4, "callbacks": [Ema]},
+    "multistep, ema": {"size": 4, "callbacks": [EMA]},
     "every transform": {"transforms": EVERY},
     "every transform, multistep": {"transforms": EVERY, "size": 4},
     "distillation": {"teachers": 2},
     "distillation, recorded": {"teachers": 1, "size": 4, "graphed_step": NoSideStream},
-    "hard examples, multistep, ema": {"hard": True, "size": 4, "callbacks": [Ema]},
+    "distillation, hard examples, sam": {"teachers": 1, "hard": True, "callbacks": [SAM]},
+    "hard examples, multistep, ema": {"hard": True, "size": 4, "callbacks": [EMA]},
     "adamw": {"optimizer": ADAMW},
     "recorded": {"size": 4, "graphed_step": NoSideStream},
     "recorded adamw, ema": {
         "size": 4,
         "graphed_step": NoSideStream,
         "optimizer": ADAMW,
-        "callbacks": [Ema],
+        "callbacks": [EMA],
     },
 }
 
@@ -164,7 +184,7 @@ def made(
         if hard
         else None,
     )
-    more = [kind(decay=0.9, start_step=2) for kind in callbacks or []]
+    more = [make() for make in callbacks or []]
     fit = Trainer(
         default_root_dir=folder,
         max_epochs=2,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.special import log_softmax, softmax
 from torch import nn
 
@@ -123,6 +124,15 @@ def test_an_ensemble_is_asked_as_each_was_trained(teachers: list[Path]) -> None:
     with torch.no_grad():
         expected = torch.stack([run.model(pixels).softmax(1) for run in runs]).mean(0)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_second_pass_over_a_batch_has_the_teacher_too(teachers: list[Path]) -> None:
+    parts = built(f"distill.from={teachers[0]}", "distill.weight=0.9")
+    classifier = parts.classifier.eval()
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
+    logits = classifier(images)
+    expected = distillation_of(parts)(F.cross_entropy(logits, labels), logits, images)
+    torch.testing.assert_close(classifier.loss_again((images, labels)), expected)
 
 
 def test_it_is_recorded_resumed_to_the_bit_and_alike_in_calls_of_several_steps(

@@ -143,6 +143,23 @@ def test_a_run_goes_on_to_the_bit_with_its_proxy(
     assert record_of(whole)["config"]["hard_examples"]["share"] == 0.4
 
 
+def test_a_second_pass_is_over_the_same_images_and_no_random_number_is_taken(
+    tmp_path: Path,
+) -> None:
+    cfg = compose(merged(*SMALL, *HARD))
+    classifier = build(cfg, run_config(cfg), tmp_path / "unused").classifier
+    hard = classifier._hard_examples
+    assert hard is not None
+    hard.proxy = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    hard.start(torch.device("cpu"), 5)
+    batch = torch.randn(25, 3, 32, 32), torch.randint(0, 10, (25,))
+    before = torch.get_rng_state()
+    images, labels = hard.choose(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = classifier.loss_again(batch)
+    torch.testing.assert_close(again, F.cross_entropy(classifier(images), labels))
+
+
 def test_a_digest_without_it_is_what_it_was() -> None:
     def digest(*arguments: str) -> str:
         return config_digest(run_config(compose(merged(*SMALL, *arguments))))

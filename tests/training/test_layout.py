@@ -30,7 +30,7 @@ REFUSED = {
     "LearningRateFinder": "-m optimizer.lr=0.01,0.03,0.1",
     "ModelPruning": "prune the checkpoint",
     "OnExceptionCheckpoint": "callbacks.checkpoints",
-    "StochasticWeightAveraging": "callbacks=ema",
+    "StochasticWeightAveraging": "callbacks=swa",
     "WeightAveraging": "callbacks=ema",
 }
 HARMLESS = {

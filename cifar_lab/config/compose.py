@@ -106,7 +106,11 @@ def run_config(cfg: DictConfig, *, begun_with: Mapping[str, Any] | None = None) 
     if config.get("init_from") is None:
         unused = ("init_from", "init_strict")
         config = {key: value for key, value in config.items() if key not in unused}
-    return {key: value for key, value in config.items() if key != "freeze" or value}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("freeze", "distill", "hard_examples") or value
+    }
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:
@@ -155,6 +159,10 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
         value = weights.source_of(str(value))
     if key == "freeze":
         value = _patterns(value)
+    if key == "distill":
+        value = _distilled(value)
+    if key == "hard_examples":
+        value = _hard_examples(value)
     if key == "optimizer" and isinstance(value, dict) and not value.get("groups", True):
         del value["groups"]  # as if there were none: two runs that are the same have one digest
     if key == "trainer" and isinstance(value, dict):
@@ -165,6 +173,37 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
     if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
         value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value
+
+
+def _distilled(value: Any) -> dict[str, Any] | None:
+    """With the files of the teachers; None where there is none."""
+    if not isinstance(value, dict) or value.get("from") is None:
+        return None
+    for name in ("temperature", "weight"):
+        number = value.get(name)
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise InputError(f"distill.{name}={number}: must be a number")
+    trust = value.get("trust") or []
+    if not isinstance(trust, list) or not all(isinstance(module, str) for module in trust):
+        raise InputError(f"distill.trust={trust}: must be a list of modules, as in [nets]")
+    return {**value, "from": weights.teachers_of(value["from"])}
+
+
+def _hard_examples(value: Any) -> dict[str, Any] | None:
+    """None where every image of a batch trains."""
+    if not isinstance(value, dict) or value.get("share") is None:
+        return None
+    share, every, proxy = value["share"], value.get("every"), value.get("proxy")
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        raise InputError(f"hard_examples.share={share}: must be a number in (0, 1), or null")
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise InputError(f"hard_examples.every={every}: must be an integer, at least 1")
+    if not isinstance(proxy, dict) or not proxy:
+        raise InputError(
+            f"hard_examples.proxy={'null' if proxy is None else proxy}: must be arguments of model "
+            "that make a smaller network of it, e.g. 'hard_examples.proxy={width: 16}'"
+        )
+    return value
 
 
 def _patterns(value: Any) -> list[str]:

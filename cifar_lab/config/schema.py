@@ -116,6 +116,8 @@ class Root:
     init_from: str | None = MISSING
     init_strict: bool = MISSING
     freeze: Any = MISSING
+    distill: Any = MISSING
+    hard_examples: Any = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 
 

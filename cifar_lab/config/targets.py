@@ -32,7 +32,7 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
     # of timm the factory alone: the package has functions that unpickle files
     "model": ("cifar_lab.model", "torch.nn", "torchvision.models", "timm.create_model"),
     "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
-    "augment": ("cifar_lab.data.augment",),
+    "augment": ("cifar_lab.data.augment", "cifar_lab.data.auto_augment"),
     "loss": ("torch.nn",),
     "optimizer": ("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
     "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),

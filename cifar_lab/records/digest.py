@@ -16,6 +16,7 @@ KEYS_THAT_CHANGE_NO_RESULT = (
     *("monitors", "steps_per_call", "tuned_batch_size"),
     # where the weights lay; their SHA-256 stands beside it
     "init_from.path",
+    *("distill.from.paths", "distill.trust"),
     # what only looks on
     *("trainer.detect_anomaly", "trainer.inference_mode", "trainer.enable_progress_bar"),
     *("trainer.enable_checkpointing", "trainer.enable_autolog_hparams"),

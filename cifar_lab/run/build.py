@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import (
     FROM_THE_DATASET,
+    check_target,
     left_out,
     locate,
     makes_scheduler,
@@ -41,14 +42,15 @@ from cifar_lab.run import compatibility
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
+    from cifar_lab.training.distillation import Distillation
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.hard_examples import HardExamples
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
-    from cifar_lab.training.trial import Expected
 
 
 # Groups whose parts have nothing else to fit, and those that are tried out together.
@@ -106,6 +108,10 @@ def build(
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
+    distillation = _distillation(resolved, data, kind)
+    hard = _hard_examples(
+        cfg, resolved, data, kind, loss=loss, optimizer=optimizer, schedule=schedule
+    )
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
@@ -122,14 +128,26 @@ def build(
         config=config_to_keep(cfg, resolved),
         frozen=frozen,
         tta=cfg.tta,
+        distillation=distillation,
+        hard_examples=hard,
     )
     callbacks = _callbacks(resolved)
     trainer = _trainer(cfg, resolved, list(callbacks.values()), run_dir)
     data.check_world_size(trainer.world_size)
+    if hard is not None and trainer.world_size > 1:
+        raise InputError(
+            f"hard_examples.share={resolved['hard_examples']['share']}: each of the "
+            f"{trainer.world_size} processes would train a proxy of its own; use trainer.devices=1"
+        )
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
     _check_layout(callbacks, trainer, data)
     if cfg.cuda_graph:
+        if data.augment.sizes:
+            raise InputError(
+                "cuda_graph=true: records a step on images of one size, and augment.sizes has "
+                f"{len(data.augment.sizes)}; leave one of them out"
+            )
         singly = classifier.wants_single_steps
         check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
     return Parts(
@@ -175,6 +193,14 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
     return Init(source=name, sha256=found.sha256, **asdict(taken))
 
 
+def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Distillation | None:
+    from cifar_lab.run.teachers import distillation_from
+
+    if (node := resolved.get("distill")) is None:
+        return None
+    return distillation_from(node, data, device=kind, channels_last=bool(resolved["channels_last"]))
+
+
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
     from cifar_lab.data.datamodule import DataModule
@@ -188,28 +214,102 @@ def build_data(cfg: DictConfig) -> DataModule:
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import Expected, try_loss, try_network
+    from cifar_lab.training.trial import try_loss
+
+    name = f"model._target_={cfg.model['_target_']}"
+    classes = len(data.dataset.classes)
+    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
+    advice = f"add +model.num_classes={classes}" if unsaid else ""
+    outputs = _try_network(network, cfg, data, kind, name=name, advice=advice)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=_mixes(data), name=name)
+        _try_smoothing(loss, cfg, classes=classes, mixes=_mixes(data))
+
+
+def _mixes(data: DataModule) -> bool:
+    return data.augment.mixes and data.transform is None
+
+
+def _try_network(
+    network: nn.Module,
+    cfg: DictConfig,
+    data: DataModule,
+    kind: str,
+    *,
+    name: str,
+    advice: str = "",
+) -> Tensor | None:
+    """`trial.try_network` with images of every size that the data has."""
+    from cifar_lab.training.trial import Expected, try_network
 
     expected = Expected(
         size=data.dataset.image_size,
         classes=len(data.dataset.classes),
         batch_size=data.batch_size,
-        mixes=data.augment.mixes and data.transform is None,
+        mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
         alone=_image_alone(cfg, data),
     )
-    name = f"model._target_={cfg.model['_target_']}"
-    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
-    advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
-    if outputs is not None:
-        name = f"loss._target_={cfg.loss['_target_']}"
-        try_loss(loss, outputs, mixes=expected.mixes, name=name)
-        _try_smoothing(loss, cfg, expected)
+    for _, side in data.augment.sizes[:-1]:
+        smaller = replace(expected, size=(3, side, side))
+        try_network(network, smaller, name=f"augment.sizes: {name}")
+    return outputs
 
 
-def _try_smoothing(loss: Any, cfg: DictConfig, expected: Expected) -> None:
+def _hard_examples(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    data: DataModule,
+    kind: str,
+    *,
+    loss: Any,
+    optimizer: OptimizerFactory,
+    schedule: Callable[[int, int], float] | TorchSchedule,
+) -> HardExamples | None:
+    from cifar_lab.training.hard_examples import HardExamples
+    from cifar_lab.training.schedules import TorchSchedule
+    from cifar_lab.training.steps.compile import prepare
+
+    if (node := resolved.get("hard_examples")) is None:
+        return None
+    trainer, where = resolved["trainer"], "hard_examples"
+    precision = str(trainer.get("precision", "32-true"))
+    reason = None
+    if isinstance(schedule, TorchSchedule):
+        reason = "scheduler is one of torch's, which Lightning steps; use cosine or triangular"
+    elif resolved["cuda_graph"]:
+        reason = "cuda_graph=true records a step that is always the same"
+    elif trainer.get("accumulate_grad_batches", 1) != 1:
+        reason = "trainer.accumulate_grad_batches must be 1"
+    elif precision.startswith("16"):
+        reason = f"trainer.precision={precision} scales the loss of one network; use bf16-mixed"
+    if reason or isinstance(schedule, TorchSchedule):
+        raise InputError(f"{where}.share={node['share']}: the proxy makes its own steps: {reason}")
+    model = {**resolved["model"], **node["proxy"]}
+    try:
+        check_target("model", model)
+        proxy = build_model(OmegaConf.create({"model": model}), data.dataset)
+        name = f"model._target_={model['_target_']}"
+        _try_network(proxy, cfg, data, kind, name=name)
+        with _named("optimizer"):
+            optimizer(proxy)
+    except InputError as error:
+        raise InputError(f"{where}.proxy: {error}") from error
+    prepare(proxy, device=kind, channels_last=bool(resolved["channels_last"]), mode="none")
+    return HardExamples(
+        proxy,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        share=node["share"],
+        every=node["every"],
+    )
+
+
+def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> None:
     """Raises InputError where the loss takes label smoothing and ignores it."""
     from cifar_lab.training.trial import try_smoothing
 
@@ -219,8 +319,8 @@ def _try_smoothing(loss: Any, cfg: DictConfig, expected: Expected) -> None:
             try_smoothing(
                 loss,
                 without,
-                classes=expected.classes,
-                mixes=expected.mixes,
+                classes=classes,
+                mixes=mixes,
                 name=f"loss.{key}={value}",
             )
 

@@ -192,6 +192,13 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
     from cifar_lab.training.callbacks.checkpoints import Checkpoints, folder_of
     from cifar_lab.training.lightning_internals import callbacks_of
 
+    sizes, epochs = data.augment.sizes, trainer.max_epochs
+    if sizes and epochs is not None and 0 < epochs <= sizes[-1][0]:
+        raise InputError(
+            f"augment.sizes: comes to images of {sizes[-1][1]} pixels in epoch {sizes[-1][0]}, "
+            f"counted from 0, and trainer.max_epochs={epochs} ends before; what is tested would "
+            "never have been trained on"
+        )
     callbacks = callbacks_of(trainer)
     kept = any(isinstance(callback, Checkpoints) for callback in callbacks)
     if kept and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):

@@ -130,6 +130,8 @@ def fit_and_test(
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     if resume_from is None:
         show_data(classifier.network, data)
+        if classifier.proxy is not None:
+            show_data(classifier.proxy, data)
     with signals.deferred():
         with cuda_left_alone(trainer):
             trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)

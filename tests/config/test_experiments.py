@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.validate import check
 from cifar_lab.run.build import build_network, build_optimizer, build_schedule
 from cifar_lab.training.muon import orthogonalized
-from cifar_lab.training.schedules import FactorSchedule
+from cifar_lab.training.schedules import FactorSchedule, TorchSchedule
 from tests.conftest import REPOSITORY, record_of
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -70,10 +71,12 @@ def test_speed94_makes_its_source_s_steps() -> None:
     cfg = compose(["experiment=speed94", "model.widths=[8,8,8]", "optimizer.dtype=float32"])
     torch.manual_seed(0)
     ours = build_network(cfg, 10, 32)
-    theirs = copy.deepcopy(ours)
+    theirs: Any = copy.deepcopy(ours)
     batches = [(torch.randn(16, 3, 32, 32), torch.randint(0, 10, (16,))) for _ in range(8)]
     optimizer = build_optimizer(cfg)(ours)
-    schedule = FactorSchedule(optimizer, build_schedule(cfg), len(batches))
+    factor = build_schedule(cfg)
+    assert not isinstance(factor, TorchSchedule)
+    schedule = FactorSchedule(optimizer, factor, len(batches))
     for images, labels in batches:
         loss = F.cross_entropy(ours(images), labels, label_smoothing=0.2)
         optimizer.zero_grad()
@@ -148,6 +151,7 @@ def test_cpu94_is_speed94_for_longer() -> None:
     assert long == short
 
 
+@pytest.mark.slow
 def test_each_ingredient_can_be_left_out() -> None:
     for name in EXPERIMENTS:
         for ingredient in compose([f"experiment={name}"]).sweep.ingredients or ():

@@ -27,6 +27,7 @@ from cifar_lab.data.augment import (
     RandomCrop,
     RandomFlip,
 )
+from cifar_lab.data.auto_augment import RandAugment, TrivialAugment
 from cifar_lab.data.datamodule import Synthetic
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
@@ -36,7 +37,10 @@ from cifar_lab.training.callbacks.lookahead import Lookahead
 from cifar_lab.training.callbacks.sam import Sam
 from cifar_lab.training.callbacks.swa import Swa
 from cifar_lab.training.classifier import Classifier
+from cifar_lab.training.distillation import Distillation
+from cifar_lab.training.hard_examples import HardExamples
 from cifar_lab.training.library_logging import route_library_logging
+from cifar_lab.training.optimizers import OptimizerFactory
 from cifar_lab.training.schedules import cosine
 from cifar_lab.training.steps.cuda_graph import GraphedStep
 from cifar_lab.training.steps.multistep import arrange, multistep_of
@@ -59,6 +63,8 @@ STANDARD = {"flip": RandomFlip(p=0.5), "crop": RandomCrop(padding=4, mode="zero"
 EVERY: dict[str, Any] = {
     "flip": RandomFlip(p=0.5),
     "crop": RandomCrop(padding=4, mode="reflect"),
+    "trivial": TrivialAugment(),
+    "rand": RandAugment(operations=2, magnitude=9),
     "jitter": ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
     "cutout": Cutout(size=8),
     "mixup": Mixup(alpha=0.2, p=0.5),
@@ -119,6 +125,10 @@ SETUPS: dict[str, dict[str, Any]] = {
     "multistep, ema": {"size": 4, "callbacks": [EMA]},
     "every transform": {"transforms": EVERY},
     "every transform, multistep": {"transforms": EVERY, "size": 4},
+    "distillation": {"teachers": 2},
+    "distillation, recorded": {"teachers": 1, "size": 4, "graphed_step": NoSideStream},
+    "distillation, hard examples, sam": {"teachers": 1, "hard": True, "callbacks": [SAM]},
+    "hard examples, multistep, ema": {"hard": True, "size": 4, "callbacks": [EMA]},
     "adamw": {"optimizer": ADAMW},
     "recorded": {"size": 4, "graphed_step": NoSideStream},
     "recorded adamw, ema": {
@@ -140,6 +150,8 @@ def made(
     transforms: dict[str, Any] = STANDARD,
     callbacks: list[Any] | None = None,
     graphed_step: type[GraphedStep] | None = None,
+    teachers: int = 0,
+    hard: bool = False,
     trainer: dict[str, Any] | None = None,
 ) -> tuple[Trainer, Classifier, Synthetic]:
     route_library_logging()
@@ -156,6 +168,21 @@ def made(
         optimizer=optimizer,
         schedule=partial(cosine, warmup_fraction=0.2, final_factor=0.1),
         config={},
+        distillation=Distillation(
+            [NETWORKS[network]() for _ in range(teachers)], temperature=4.0, weight=0.5
+        )
+        if teachers
+        else None,
+        hard_examples=HardExamples(
+            NETWORKS[network](),
+            loss=nn.CrossEntropyLoss(),
+            optimizer=OptimizerFactory(optimizer),
+            schedule=partial(cosine, warmup_fraction=0.2, final_factor=0.1),
+            share=0.5,
+            every=2,
+        )
+        if hard
+        else None,
     )
     more = [make() for make in callbacks or []]
     fit = Trainer(
@@ -251,13 +278,16 @@ RUN = (
     "more",
     [
         ("model=cnn",),
-        ("model=resnet10", "model.num_blocks=[1,1]", "steps_per_call=4"),
+        (
+            *("model=resnet10", "model.num_blocks=[1,1]", "steps_per_call=4"),
+            "+augment.sizes=[[0,16],[1,32]]",
+        ),
         (
             *("model=cnn", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1"),
             "trainer.accumulate_grad_batches=2",
         ),
     ],
-    ids=["plain", "multistep", "bf16, clipping, accumulation"],
+    ids=["plain", "multistep, resizing", "bf16, clipping, accumulation"],
 )
 def test_a_run_reads_nothing_within_an_epoch(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
+from cifar_lab.data.auto_augment import RandAugment, TrivialAugment
 from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
 from cifar_lab.errors import InputError
 from cifar_lab.records.files import shorten_paths_of_sockets
@@ -24,14 +25,19 @@ from cifar_lab.records.files import shorten_paths_of_sockets
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
+_WITH_COUNTERPART = (RandomFlip, RandomCrop, ColorJitter, TrivialAugment, RandAugment)
 SampleTransform = Callable[[Tensor], Tensor]
 _SampleKey = tuple[int, int]  # row of the split, seed of the sample's augmentation
 
 
 def check_per_sample(pipeline: Pipeline) -> None:
     """Raises InputError unless every transform has a counterpart in torchvision."""
+    if pipeline.sizes:
+        raise InputError(
+            "data.loader=torchvision: augment.sizes resizes whole batches; use data.loader=device"
+        )
     for name, transform in pipeline.transforms.items():
-        if not isinstance(transform, RandomFlip | RandomCrop | ColorJitter):
+        if not isinstance(transform, _WITH_COUNTERPART):
             raise InputError(
                 f"data.loader=torchvision: augment.transforms.{name} has no per-sample form in "
                 f"torchvision; use data.loader=device, augment.transforms.{name}=null, or a "
@@ -55,6 +61,10 @@ def _counterpart(transform: Transform, size: int) -> v2.Transform:
             return v2.RandomCrop(size, padding=padding, padding_mode=fill)
         case ColorJitter(strength=(brightness, contrast, saturation)):
             return v2.ColorJitter(brightness, contrast, saturation)
+        case TrivialAugment():
+            return v2.TrivialAugmentWide()
+        case RandAugment(operations=operations, magnitude=magnitude):
+            return v2.RandAugment(operations, magnitude)
     raise AssertionError(f"check_per_sample let {transform!r} through")
 
 

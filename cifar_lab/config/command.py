@@ -31,6 +31,7 @@ def run_command(
     *,
     text: str | None,
     prefix: str = "cifar_lab: ",
+    stopped: str | None = None,
 ) -> int:
     """Runs a command; returns its exit status: its own, 2 for wrong input, 130 or 143 when stopped.
 
@@ -39,6 +40,7 @@ def run_command(
         command: the arguments -> the exit status.
         text: what ``--help`` prints.
         prefix: of the line that says what is wrong.
+        stopped: what is said where a signal is the way to end it.
     """
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,6 +53,8 @@ def run_command(
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if stopped:
+            print(f"\n{prefix}{stopped}", file=sys.stderr)
         return stop.exit_status
 
 

@@ -118,6 +118,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # since 0.165 it reports to whom the environment names
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     _say_errors_in_json(app)
     _add_pages(app, run, examples, limits, origin=f"http://{HOST}:{port}")
@@ -182,7 +184,7 @@ async def _sent(request: Request) -> tuple[str | None, bytes]:
     """The name and the content of the picture."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=8, max_part_size=1024) as form:
+        async with request.form(max_files=1, max_fields=8) as form:
             files = [part for part in form.values() if isinstance(part, UploadFile)]
             if not files:
                 raise HTTPException(400, f"the form holds no file; {_TAKEN}")
@@ -218,7 +220,7 @@ def _say_errors_in_json(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        log.error("a picture could not be answered", exc_info=error)
+        log.error("%s %s failed", request.method, request.url.path[:100], exc_info=error)
         said = (str(error).splitlines() or [""])[0][:200]
         return problem(500, f"it failed here ({type(error).__name__}: {said})")
 

@@ -36,6 +36,7 @@ def serving(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Thread]
         log_level=logging.CRITICAL,  # what fails here is logged by the app
         timeout_graceful_shutdown=0,
     )
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form is answered
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="serve", daemon=True)
     thread.start()

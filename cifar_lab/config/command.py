@@ -32,6 +32,7 @@ def run_command(
     *,
     text: str | None,
     prefix: str = "cifar_lab: ",
+    stopped: str | None = None,
 ) -> int:
     """Runs a command; returns its exit status: its own, 2 for wrong input, 130 or 143 when stopped.
 
@@ -40,6 +41,7 @@ def run_command(
         command: the arguments -> the exit status.
         text: what ``--help`` prints.
         prefix: of the line that says what is wrong.
+        stopped: what is said where a signal is the way to end it.
     """
     streams.open_missing()
     signals.install()
@@ -54,6 +56,8 @@ def run_command(
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if stopped:
+            print(f"\n{prefix}{stopped}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)

@@ -17,14 +17,9 @@ from contextlib import redirect_stderr
 from os import walk
 from pathlib import Path
 
-<<<<<<< HEAD
-from cifar_lab import signals, streams
-from cifar_lab.errors import InputError, Interrupted
-=======
 from cifar_lab.config.command import Parser, run_command
 from cifar_lab.config.port import HOST, listen, port_of
 from cifar_lab.errors import InputError
->>>>>>> h/serve-3
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 _USAGE = "python -m cifar_lab.dashboard [PATH] [--port N]"
@@ -46,24 +41,6 @@ _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C (130) or SIGTERM (143); 2 where PATH is no folder."""
-<<<<<<< HEAD
-    streams.open_missing()
-    signals.install()
-    parser = argparse.ArgumentParser(prog="python -m cifar_lab.dashboard", description=__doc__)
-    parser.add_argument("path", nargs="?", default="outputs", help="runs and sweeps below it")
-    parser.add_argument(
-        "--port", type=int, help=f"default: {FIRST_PORT}, or the next one that is free"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        serve(Path(options.path), port=options.port)
-    except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print("\ncifar_lab: dashboard ended", file=sys.stderr)
-        return stop.exit_status
-=======
     return run_command(arguments, _dashboard, text=_HELP, stopped="dashboard ended")
 
 
@@ -73,7 +50,6 @@ def _dashboard(words: list[str]) -> int:
     parser.add_argument("--port", type=int)
     given = parser.parse_args(words)
     serve(Path(given.path), port=given.port)
->>>>>>> h/serve-3
     return 0
 
 

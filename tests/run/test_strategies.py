@@ -59,7 +59,7 @@ def test_others_are_one_line(strategy: object, devices: object, said: str) -> No
 
 def test_every_name_of_lightnings_is_decided() -> None:
     for name in StrategyRegistry.available_strategies():
-        if name.startswith("ddp"):
+        if name.startswith("ddp") or name == "single_device":
             _check_strategy({"strategy": name, "devices": 1})
         else:
             with pytest.raises(InputError):

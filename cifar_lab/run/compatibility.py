@@ -57,6 +57,7 @@ def check(config: dict[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
             "no run could be repeated; must be a number of batches or a share of the epoch"
         )
+    _check_strategy(config["trainer"])
     if config["tta"] not in VIEWS:
         raise InputError(f"tta={config['tta']}: must be {', '.join(VIEWS)}")
     callbacks = list(_callbacks(config))
@@ -128,6 +129,81 @@ def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
             f"{callback.path}: measures gradients, and trainer.precision={precision} scales them; "
             "set trainer.precision=bf16-mixed or 32-true"
         )
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def _check_strategy(trainer: dict[str, Any]) -> None:
+    """Refuses what would end in Lightning's or torch's own error once processes have started."""
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+        StrategyRegistry,
+    )
+
+    given, devices = trainer.get("strategy", "auto"), trainer.get("devices")
+    if isinstance(given, dict):
+        name = str(given["_target_"])
+        kind = locate("trainer.strategy", name)
+        if not inspect.isclass(kind):
+            return
+        if issubclass(kind, Strategy) and kind.__module__.startswith("lightning."):
+            good = issubclass(kind, DDPStrategy | SingleDeviceStrategy) and "XLA" not in name
+        else:
+            good = issubclass(kind, Strategy)
+        alone = issubclass(kind, SingleDeviceStrategy)
+    else:
+        # those that copy this process are refused with their own reason
+        known = [n for n in StrategyRegistry.available_strategies() if n.startswith("ddp")]
+        name, good = given, given in ("auto", "single_device", *known)
+        alone = given == "single_device"
+    if not good:
+        raise InputError(
+            f"trainer.strategy={name}: must be auto, single_device, ddp, "
+            "ddp_find_unused_parameters_true, or a DDPStrategy: a network and its checkpoints lie "
+            "whole on each device"
+        )
+    several = (len(devices) if isinstance(devices, list) else devices) not in (1, "auto", None)
+    if several and alone:
+        raise InputError(
+            f"trainer.devices={devices}: trainer.strategy={name} uses one; set trainer.devices=1, "
+            "or trainer.strategy=ddp"
+        )
+    if isinstance(given, dict) and issubclass(kind, DDPStrategy):
+        _check_ddp(given, kind)
+
+
+def _check_ddp(node: dict[str, Any], kind: type) -> None:
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    backend = node.get("process_group_backend")
+    if backend is not None:
+        # of torch's others one is for tests, and reduces nothing
+        here = [b for b in ("gloo", "nccl", "mpi", "ucc") if distributed.is_backend_available(b)]
+        if not torch.cuda.is_available() and "nccl" in here:
+            here.remove("nccl")
+        if backend not in here:
+            raise InputError(
+                f"trainer.strategy.process_group_backend={backend}: must be null or one of those "
+                f"that this machine has: {', '.join(here)}"
+            )
+    # what DDPStrategy doesn't know itself it hands on
+    known = [
+        name
+        for function in (kind, DistributedDataParallel)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", "module")
+    ]
+    for key in node:
+        if not key.startswith("_") and key not in known:
+            raise InputError(
+                f"trainer.strategy.{key}: unknown key{suggestion(key, known)}; {kind.__name__} and "
+                f"DistributedDataParallel take {', '.join(dict.fromkeys(known))}"
+            )
 
 
 # --- callbacks that change what was configured ---------------------------------------------------

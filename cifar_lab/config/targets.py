@@ -57,6 +57,8 @@ _FUNCTIONS = (
 _DEFINED_IN = {"timm.create_model": "timm.models"}
 # Groups whose parts write files.
 _WRITING = ("trainer", "callbacks", "monitors", "logger")
+# Their arguments that Lightning takes from the working directory on.
+_FOLDERS = ("dirpath", "save_dir", "default_root_dir", "root_dir", "log_dir", "nvme_path")
 
 
 def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -192,7 +194,8 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
     for key, value in flatten(config):
         if "${" in json.dumps(value):
             raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
-        if key.startswith(tuple(f"{group}." for group in _WRITING)) and _leads_out(value):
+        writes = key.startswith(tuple(f"{group}." for group in _WRITING))
+        if writes and (_leads_out(value) or (value and key.rpartition(".")[2] in _FOLDERS)):
             raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
 
 

@@ -153,7 +153,12 @@ def test_no_part_that_writes_leaves_the_folder(path: str, place: str) -> None:
     node["dirpath"] = path
     with pytest.raises(InputError, match="leads out of the run folder"):
         check_targets_of_record(cfg)
+    # Lightning takes it from the working directory on
     node["dirpath"] = "below/it"
+    with pytest.raises(InputError, match="leads out of the run folder"):
+        check_targets_of_record(cfg)
+    del node["dirpath"]
+    node["filename"] = "below/it"  # of the run folder
     check_targets_of_record(cfg)
 
 

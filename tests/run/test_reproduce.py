@@ -311,6 +311,10 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
             "callbacks",
             {"x": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "/pwned"}},
         ),
+        (
+            "callbacks",
+            {"x": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "pwned"}},
+        ),
         ("trainer", {"_target_": "lightning.pytorch.Trainer", "default_root_dir": "../pwned"}),
         ("tta", "${oc.env:HOME}"),
         ("data", {"_target_": "cifar_lab.data.fetch.download.fetch"}),

@@ -25,7 +25,6 @@ from cifar_lab.errors import InputError
 FIRST_PORT = 8000
 _USAGE = "python -m cifar_lab.serve RUN [--port N] [--ckpt best|last|FILE] [--trust MODULE]"
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
-_POLL_S = 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,14 +62,13 @@ def _serve(given: argparse.Namespace) -> int:
         answers, port = Answers(run), port_of(listener)
         app = create_app(run, answers, port=port, examples=examples)
         try:
-            with serving(app, listener) as server:
+            with serving(app, listener) as ended:
                 print(
                     f"cifar_lab: {Path(given.run)}: {len(run.classes)} classes, "
                     f"{run.checkpoint.name}; Ctrl-C ends it\nhttp://127.0.0.1:{port}/",
                     flush=True,
                 )
-                while server.is_alive():
-                    server.join(_POLL_S)
+                ended.wait()
         finally:
             answers.close()
     raise RuntimeError("the server ended by itself")
@@ -87,11 +85,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 if __name__ == "__main__":
     status = main()
-    if any(
-        not thread.daemon
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread()
-    ):
+    if threading.active_count() > 1:
         # a picture is still being answered, and Python would wait for it
         sys.stdout.flush()
         sys.stderr.flush()

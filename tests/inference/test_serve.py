@@ -534,19 +534,3 @@ def test_names_of_a_strangers_run_are_text(run: Run) -> None:
         found = asked(port, "/predict?top=10", PICTURE).fields
         assert evil in [one["class"] for one in found["top"]]
         assert References(asked(port, "/docs").content.decode()).scripts == 0
-
-
-def test_nothing_is_said_to_where_the_environment_points(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FastAPI can report each request to an OpenTelemetry server."""
-    with socket.create_server((HOST, 0)) as server:
-        server.settimeout(0.3)
-        monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
-        monkeypatch.setenv(
-            "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{HOST}:{server.getsockname()[1]}"
-        )
-        with serving_here(run) as port:
-            assert asked(port, content=PICTURE).status == 200
-        with pytest.raises(TimeoutError):
-            server.accept()

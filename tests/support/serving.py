@@ -54,9 +54,9 @@ def serving_here(
         port = port_of(listener)
         app = create_app(run, answers, port=port, examples=examples, limits=limits)
         try:
-            with serving(app, listener) as thread:
+            with serving(app, listener) as ended:
                 yield port
-            assert not thread.is_alive()
+            assert ended.is_set()
         finally:
             answers.close()
 

@@ -15,13 +15,13 @@ _END_S = 0.8
 
 
 @contextmanager
-def serving(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Thread]:
+def serving(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Event]:
     """Answers what comes to a socket of `cifar_lab.config.port.listen`, while it lasts.
 
     What is being answered at the end is told so; nobody is waited for.
 
     Yields:
-        The thread; alive as long as it serves.
+        Set as soon as it serves no longer.
     """
     config = uvicorn.Config(
         app,
@@ -38,10 +38,18 @@ def serving(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Thread]
     )
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form is answered
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), name="serve", daemon=True)
-    thread.start()
+    # No Thread.join: where a signal's exception ends that, Python 3.11 takes the thread for ended
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="serve", daemon=True).start()
     try:
-        yield thread
+        yield ended
     finally:
         server.should_exit = True
-        thread.join(_END_S)
+        ended.wait(_END_S)

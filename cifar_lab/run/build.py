@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,15 @@ from omegaconf import OmegaConf
 
 from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.targets import FROM_THE_DATASET, locate, makes_scheduler, settings_beside
+from cifar_lab.config.targets import (
+    FROM_THE_DATASET,
+    check_target,
+    left_out,
+    locate,
+    makes_scheduler,
+    settings_beside,
+    takes_tensor,
+)
 from cifar_lab.config.validate import (
     accelerator,
     check_averages,
@@ -33,11 +42,13 @@ from cifar_lab.run import compatibility
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
+    from cifar_lab.training.distillation import Distillation
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.hard_examples import HardExamples
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
 
@@ -47,13 +58,21 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
+def build(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    *,
+    begun_with: Init | None = None,
+) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
 
     Args:
         cfg: composed.
         resolved: the same as `run_config` gave it.
         run_dir: the run folder, which need not be there.
+        begun_with: the weights of ``init_from`` that the folder's run has begun with, and that its
+            checkpoint replaces: they are not read again.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
@@ -82,12 +101,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     compatibility.check(resolved)
     with log_to_stderr():
         data.open()
+        _say_if_one_step(data)
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
-    init = _begin_with(network, resolved, data)
+    init = begun_with or _begin_with(network, resolved, data)
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
+    distillation = _distillation(resolved, data, kind)
+    hard = _hard_examples(
+        cfg, resolved, data, kind, loss=loss, optimizer=optimizer, schedule=schedule
+    )
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
@@ -104,12 +128,26 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         config=config_to_keep(cfg, resolved),
         frozen=frozen,
         tta=cfg.tta,
+        distillation=distillation,
+        hard_examples=hard,
     )
-    trainer = _trainer(cfg, resolved, run_dir)
+    callbacks = _callbacks(resolved)
+    trainer = _trainer(cfg, resolved, list(callbacks.values()), run_dir)
     data.check_world_size(trainer.world_size)
+    if hard is not None and trainer.world_size > 1:
+        raise InputError(
+            f"hard_examples.share={resolved['hard_examples']['share']}: each of the "
+            f"{trainer.world_size} processes would train a proxy of its own; use trainer.devices=1"
+        )
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
+    _check_layout(callbacks, trainer, data)
     if cfg.cuda_graph:
+        if data.augment.sizes:
+            raise InputError(
+                "cuda_graph=true: records a step on images of one size, and augment.sizes has "
+                f"{len(data.augment.sizes)}; leave one of them out"
+            )
         singly = classifier.wants_single_steps
         check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
     return Parts(
@@ -120,6 +158,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         cuda_graph=cfg.cuda_graph,
         init=init,
     )
+
+
+def _say_if_one_step(data: DataModule) -> None:
+    images = len(data.dataset.train) - data.held_out
+    if data.batch_size > images:
+        logging.getLogger("cifar_lab.data").warning(
+            "cifar_lab: data.batch_size=%d: is more than the %d training images; an epoch is one "
+            "step",
+            data.batch_size,
+            images,
+        )
 
 
 def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
@@ -144,33 +193,151 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
     return Init(source=name, sha256=found.sha256, **asdict(taken))
 
 
+def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Distillation | None:
+    from cifar_lab.run.teachers import distillation_from
+
+    if (node := resolved.get("distill")) is None:
+        return None
+    return distillation_from(node, data, device=kind, channels_last=bool(resolved["channels_last"]))
+
+
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
+    from cifar_lab.data.datamodule import DataModule
+
     data: DataModule = _build(
         "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
     )
+    _is_a("data", data, DataModule, "a cifar_lab.data.datamodule.DataModule")
     return data
 
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import Expected, try_loss, try_network
+    from cifar_lab.training.trial import try_loss
+
+    name = f"model._target_={cfg.model['_target_']}"
+    classes = len(data.dataset.classes)
+    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
+    advice = f"add +model.num_classes={classes}" if unsaid else ""
+    outputs = _try_network(network, cfg, data, kind, name=name, advice=advice)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=_mixes(data), name=name)
+        _try_smoothing(loss, cfg, classes=classes, mixes=_mixes(data))
+
+
+def _mixes(data: DataModule) -> bool:
+    return data.augment.mixes and data.transform is None
+
+
+def _try_network(
+    network: nn.Module,
+    cfg: DictConfig,
+    data: DataModule,
+    kind: str,
+    *,
+    name: str,
+    advice: str = "",
+) -> Tensor | None:
+    """`trial.try_network` with images of every size that the data has."""
+    from cifar_lab.training.trial import Expected, try_network
 
     expected = Expected(
         size=data.dataset.image_size,
         classes=len(data.dataset.classes),
         batch_size=data.batch_size,
-        mixes=data.augment.mixes and data.transform is None,
+        mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
+        alone=_image_alone(cfg, data),
     )
-    name = f"model._target_={cfg.model['_target_']}"
-    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
-    advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
-    if outputs is not None:
-        name = f"loss._target_={cfg.loss['_target_']}"
-        try_loss(loss, outputs, mixes=expected.mixes, name=name)
+    for _, side in data.augment.sizes[:-1]:
+        smaller = replace(expected, size=(3, side, side))
+        try_network(network, smaller, name=f"augment.sizes: {name}")
+    return outputs
+
+
+def _hard_examples(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    data: DataModule,
+    kind: str,
+    *,
+    loss: Any,
+    optimizer: OptimizerFactory,
+    schedule: Callable[[int, int], float] | TorchSchedule,
+) -> HardExamples | None:
+    from cifar_lab.training.hard_examples import HardExamples
+    from cifar_lab.training.schedules import TorchSchedule
+    from cifar_lab.training.steps.compile import prepare
+
+    if (node := resolved.get("hard_examples")) is None:
+        return None
+    trainer, where = resolved["trainer"], "hard_examples"
+    precision = str(trainer.get("precision", "32-true"))
+    reason = None
+    if isinstance(schedule, TorchSchedule):
+        reason = "scheduler is one of torch's, which Lightning steps; use cosine or triangular"
+    elif resolved["cuda_graph"]:
+        reason = "cuda_graph=true records a step that is always the same"
+    elif trainer.get("accumulate_grad_batches", 1) != 1:
+        reason = "trainer.accumulate_grad_batches must be 1"
+    elif precision.startswith("16"):
+        reason = f"trainer.precision={precision} scales the loss of one network; use bf16-mixed"
+    if reason or isinstance(schedule, TorchSchedule):
+        raise InputError(f"{where}.share={node['share']}: the proxy makes its own steps: {reason}")
+    model = {**resolved["model"], **node["proxy"]}
+    try:
+        check_target("model", model)
+        proxy = build_model(OmegaConf.create({"model": model}), data.dataset)
+        name = f"model._target_={model['_target_']}"
+        _try_network(proxy, cfg, data, kind, name=name)
+        with _named("optimizer"):
+            optimizer(proxy)
+    except InputError as error:
+        raise InputError(f"{where}.proxy: {error}") from error
+    prepare(proxy, device=kind, channels_last=bool(resolved["channels_last"]), mode="none")
+    return HardExamples(
+        proxy,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        share=node["share"],
+        every=node["every"],
+    )
+
+
+def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> None:
+    """Raises InputError where the loss takes label smoothing and ignores it."""
+    from cifar_lab.training.trial import try_smoothing
+
+    for key in ("label_smoothing", "smoothing"):
+        if value := cfg.loss.get(key):
+            without = _build("loss", {**plain(cfg.loss), key: 0.0})
+            try_smoothing(
+                loss,
+                without,
+                classes=classes,
+                mixes=mixes,
+                name=f"loss.{key}={value}",
+            )
+
+
+def _image_alone(cfg: DictConfig, data: DataModule) -> str:
+    """Where a training batch has one image: which, and what to do; empty where none has."""
+    images, size = len(data.train_indices), data.batch_size
+    limit, whole = cfg.trainer.get("limit_train_batches", 1.0), -(-images // size)
+    comes = not data.drop_last and (limit == 1.0 if isinstance(limit, float) else limit >= whole)
+    if size == 1:
+        return "data.batch_size=1: must be at least 2 for this network"
+    if images % size != 1 or not comes:
+        return ""
+    return (
+        f"data.batch_size={size}: the last batch of the {images} training images has one; set "
+        "data.drop_last=true, or another data.batch_size or data.val_size"
+    )
 
 
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
@@ -184,22 +351,62 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    given = cfg.model.get("num_classes")
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
             f"{classes}"
         )
-    takes_more, names = _takes(target)
-    # torchvision's functions hand what they don't know themselves on to the network's class
-    hands_on = takes_more and str(target).startswith("torchvision.models.")
+    from torch import nn
+
+    unsaid = {name for name in FROM_THE_DATASET["model"] if cfg.model.get(name) is None}
+    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
+    if _hands_on(cfg.model["_target_"]):
+        _check_pretrained(cfg, classes)
+    network: nn.Module = _build("model", node, **from_the_dataset(cfg.model, classes, width))
+    _is_a("model", network, nn.Module, "a torch.nn.Module")
+    return network
+
+
+def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
+    """The arguments of a network that it leaves to the dataset."""
+    _, names = _takes(target := model["_target_"])
     known = {"num_classes": classes, "image_size": width}
     assert set(known) == FROM_THE_DATASET["model"]
-    unsaid = {name for name in known if cfg.model.get(name) is None}
-    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
-    taken = names | {"num_classes"} if hands_on else names
-    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
-    return network
+    taken = names | {"num_classes"} if _hands_on(target) else names
+    return {k: v for k, v in known.items() if model.get(k) is None and k in taken}
+
+
+def _hands_on(target: object) -> bool:
+    """Whether it is a function of torchvision's: they hand on what they don't know themselves."""
+    return _takes(str(target))[0] and str(target).startswith("torchvision.models.")
+
+
+def _check_pretrained(cfg: DictConfig, classes: int) -> None:
+    """Raises InputError for weights of torchvision's that are of other classes, or aren't here."""
+    import torch
+    from torchvision.models import get_model_weights
+
+    node = cfg.model
+    given, function = node.get("weights"), str(node["_target_"]).rpartition(".")[2]
+    if function == "get_model":
+        function = str(node.get("name"))
+    try:
+        known = get_model_weights(function)
+        found = known[str(given or "DEFAULT").rpartition(".")[2]]
+    except (ValueError, KeyError):
+        return  # torchvision's own to refuse
+    legacy = node.get("pretrained") is True
+    of_them = len(found.meta.get("categories", ()))
+    if (given is not None or legacy) and of_them != classes:
+        key = "model.pretrained=true" if legacy else f"model.weights={given}"
+        raise InputError(
+            f"{key}: are weights for {of_them} classes, and the data has {classes}; use "
+            f"init_from={known.__name__}.{found.name}, which begins with them under a new head"
+        )
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(found.url).name
+    if given is not None and OmegaConf.select(cfg, "data.offline") and not file.exists():
+        raise InputError(f"model.weights={given}: data.offline=true, and there is no {file}")
 
 
 def _takes(target: str) -> tuple[bool, set[str]]:
@@ -214,16 +421,33 @@ def _takes(target: str) -> tuple[bool, set[str]]:
     return len(by_name) < len(parameters), by_name
 
 
-def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
+def _callbacks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """By their dotted keys, in the order in which they run."""
+    from lightning.pytorch import Callback
+
+    made = {
+        f"{group}.{name}": _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
+    }
+    for key, part in made.items():
+        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
+    compatibility.check_one_bar(list(made), list(made.values()))
+    return made
+
+
+def _trainer(
+    cfg: DictConfig, resolved: dict[str, Any], callbacks: list[Any], run_dir: Path
+) -> Trainer:
+    import lightning.pytorch as lightning
+    from lightning.pytorch.loggers import Logger
+
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
     ]
-    callbacks = [
-        _build(f"{group}.{name}", node)
-        for group in ("monitors", "callbacks")
-        for name, node in resolved[group].items()
-    ]
+    for name, part in zip(resolved["logger"], loggers, strict=True):
+        _is_a(f"logger.{name}", part, Logger, "a lightning.pytorch.loggers.Logger")
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
@@ -233,6 +457,7 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
         default_root_dir=str(run_dir),
         **_switches(callbacks, resolved),
     )
+    _is_a("trainer", trainer, lightning.Trainer, "a lightning.pytorch.Trainer")
     return trainer
 
 
@@ -321,6 +546,17 @@ def _try_schedule(
         try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
 
 
+def _check_layout(callbacks: dict[str, Any], trainer: Trainer, data: DataModule) -> None:
+    """Raises InputError for a callback that has no part in the fit as it is laid out."""
+    from cifar_lab.training.layout import ChecksLayout, layout_of
+
+    layout = layout_of(trainer, data.train_dataloader())
+    for path, callback in callbacks.items():
+        if isinstance(callback, ChecksLayout):
+            with _named(path):
+                callback.check_layout(trainer, layout)
+
+
 def _factory(group: str, cfg: DictConfig) -> partial[Any]:
     """What is called with what only a run has, whether its node says ``_partial_`` or not."""
     target = locate(group, cfg[group]["_target_"])
@@ -339,10 +575,31 @@ def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
         factory = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise InputError(f"{path}: {first_line(str(error.__cause__ or error))}") from error
+    factory = _with_tensors(factory)
     if node.get("_partial_", False):
         # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
         return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
     return _called(path, factory, **runtime)
+
+
+def _with_tensors(factory: partial[Any]) -> partial[Any]:
+    """The factory with tensors for lists of numbers that are to be such, as a loss's weights."""
+    import inspect
+    from typing import get_type_hints
+
+    import torch
+
+    target = factory.func
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that exist for type checkers only
+        return factory
+    tensors = {
+        name: torch.tensor(value, dtype=torch.float32)
+        for name, value in factory.keywords.items()
+        if isinstance(value, list) and takes_tensor(hints.get(name))
+    }
+    return partial(target, *factory.args, **{**factory.keywords, **tensors})
 
 
 def _called(path: str, factory: Any, **runtime: Any) -> Any:
@@ -352,22 +609,41 @@ def _called(path: str, factory: Any, **runtime: Any) -> Any:
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What a constructor refuses becomes one line with the key's name before it."""
+    """Whatever a constructor stumbles over becomes one line with the key's name before it."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
-    refusals += (MisconfigurationException,)
-    if path == "trainer":  # two callbacks of one kind
-        refusals += (RuntimeError,)
-    if path in ("optimizer", "scheduler"):  # whatever one of a person's own stumbles over
-        refusals = (Exception,)
+    from cifar_lab.training.trial import STOPS, reason
+
     try:
         yield
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except refusals as error:
-        raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
+    except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+        text = first_line(str(error)) or type(error).__name__
+        if match := re.search(r"unexpected keyword argument '(\w+)'", text):
+            text += left_out(path, [match[1]])
+        raise InputError(f"{path}: {text}") from error
+    except STOPS as error:
+        fetches = path == "model" and isinstance(error, OSError)
+        raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error
+
+
+def _fetching() -> str:
+    """Of a network whose constructor fetches weights, and can't."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"; torchvision's weights are looked for in {folder}, and weights=null (of a backbone: "
+        "weights_backbone=null) begins without"
+    )
+
+
+def _is_a(path: str, part: Any, kind: type, word: str) -> None:
+    """Raises InputError for a part of another kind than its group's."""
+    if not isinstance(part, kind):
+        raise InputError(f"{path}._target_: gives {type(part).__name__}; must give {word}")
 
 
 @contextmanager

@@ -159,6 +159,16 @@ def test_lookahead_is_its_closed_form(tmp_path: Path, size: int) -> None:
     np.testing.assert_allclose(point(classifier), epoch @ epoch @ START, rtol=1e-12)
 
 
+def test_lookahead_s_share_may_fall_over_the_fit(tmp_path: Path) -> None:
+    classifier = fitted(tmp_path, [Lookahead(alpha=0.3, every_steps=5, power=3.0)])
+    step = np.linalg.matrix_power(np.eye(2) - LR * MATRIX, 5)
+    slow = START
+    for made in (5, 10, 15, 20):
+        share = 1 - 0.7 * (made / 20) ** 3
+        slow = slow + share * (step @ slow - slow)
+    np.testing.assert_allclose(point(classifier), slow, rtol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize(
     ("start_fraction", "every_steps", "steps"),

@@ -6,8 +6,7 @@ configuration can be built. The numbers live in ``conf/`` and nowhere else.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from cifar_lab.config import files
 from cifar_lab.config.ingredients import points, with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
-from cifar_lab.config.overrides import check_folder, check_merged, hydra_quoted, normalized
+from cifar_lab.config.overrides import check_merged, normalized, searchpath_override
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records import weights
@@ -32,10 +32,16 @@ from cifar_lab.records.credentials import learn
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
 # Of Hydra and of a sweep, and of no run.
 _OF_NO_RUN = ("hydra", "sweep")
+# Of Hydra's node: what was typed, and what a sweep resolves when there is one.
+_NOT_OF_A_RUN = (
+    *("hydra.overrides", "hydra.job.override_dirname"),
+    *("hydra.sweep", "hydra.sweeper", "hydra.launcher"),
+)
 
 
 def register() -> None:
     """Registers the schema and the resolvers; the entry point calls it, importing does nothing."""
+    files.install()
     ConfigStore.instance().store(name="schema", node=Root)
     if not OmegaConf.has_resolver("run_id"):
         import secrets
@@ -44,16 +50,6 @@ def register() -> None:
         OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True)
         OmegaConf.register_new_resolver("job_name", job_name)
         OmegaConf.register_new_resolver("ablation_points", points)
-
-
-def searchpath_override(overrides: Sequence[str]) -> list[str]:
-    """Lets folders under ``./conf`` of the working directory join the search path."""
-    own = Path.cwd() / "conf"
-    given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
-    if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
-        return []
-    check_folder("the working directory", own)
-    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -74,6 +70,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     except COMPOSING_RAISES as error:
         raise explain(error, overrides) from error
     check_merged(cfg, overrides)
+    check_resolves(cfg.hydra, "hydra")
     return cfg
 
 
@@ -90,14 +87,20 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def run_config(cfg: DictConfig) -> dict[str, Any]:
+def run_config(cfg: DictConfig, *, begun_with: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The resolved configuration of a run, without Hydra's node and the sweep's.
 
+    Args:
+        cfg: composed.
+        begun_with: what ``init_from`` stood for when the run began; None: it is looked at.
+
     Raises:
-        InputError: an interpolation that leads nowhere.
+        InputError: an interpolation that leads nowhere, or no weights where ``init_from`` says.
     """
+    known = {} if begun_with is None else {"init_from": dict(begun_with)}
     # key by key: a copy of all but that node takes seven times as long
-    config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    keys = [str(key) for key in cfg if key not in _OF_NO_RUN]
+    config = {key: known.get(key) or _resolved(cfg, key) for key in keys}
     learn(config)
     # as if there were none: records of before these keys are of the same runs
     if config.get("init_from") is None:
@@ -116,6 +119,23 @@ def path_at(cfg: DictConfig, key: str) -> Path:
         return Path(str(OmegaConf.select(cfg, key)))
     except OmegaConfBaseException as error:
         raise InputError(f"{key}: {first_line(str(error))}") from error
+
+
+def check_resolves(node: DictConfig | ListConfig, key: str) -> None:
+    """Raises InputError where an interpolation below the node leads nowhere."""
+    names: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for name in names:
+        where = f"{key}[{name}]" if isinstance(node, ListConfig) else f"{key}.{name}"
+        if where in _NOT_OF_A_RUN:
+            continue
+        try:
+            value = None if OmegaConf.is_missing(node, name) else node[name]
+        except InterpolationToMissingValueError:
+            continue  # which Hydra sets before it asks
+        except OmegaConfBaseException as error:
+            raise InputError(f"{where}: {first_line(str(error))}") from error
+        if isinstance(value, DictConfig | ListConfig):
+            check_resolves(value, where)
 
 
 def typed_overrides(hydra: DictConfig) -> list[str]:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab.config.schema import TRAINER_DEFAULTS
+from cifar_lab.config.schema import TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 
 # Groups that may be left out, each with an option that says so.
@@ -26,6 +26,7 @@ _CAN_BE_NONE = ("augment", "callbacks", "logger", "monitors", "scheduler", "opti
 _NEEDED = ("data", "model", "loss", "optimizer", "trainer")
 _PRESETS = ("experiment", "sweep", "debug")
 _NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z/]+)=(?:null|\{\s*\})|~(?P<removed>[a-z/]+)(?:=.*)?")
+_REMOVED = re.compile(rf"~({'|'.join(Root.__dataclass_fields__)})(?:=.*)?")
 # Keys by what they were called before, and options of `callbacks` that are monitors now.
 RENAMED = {
     **{key: f"sweep.{key}" for key in ("slots", "retries", "job_timeout", "fail_fast", "report")},
@@ -121,6 +122,16 @@ def check_folder(key: str, path: Path) -> Path:
     return path
 
 
+def searchpath_override(overrides: Sequence[str]) -> list[str]:
+    """Lets folders under ``./conf`` of the working directory join the search path."""
+    own = Path.cwd() / "conf"
+    given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
+    if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
+        return []
+    check_folder("the working directory", own)
+    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
+
+
 def flags_first(arguments: Sequence[str]) -> list[str]:
     """The arguments with all flags before the overrides: argparse takes no more after a gap."""
     flags: list[str] = []
@@ -162,6 +173,8 @@ def normalized(overrides: Sequence[str]) -> list[str]:
             continue  # chosen by nobody but these overrides
         elif group in _NEEDED and "{" not in override:
             raise InputError(f"{override}: a run needs one; --help lists the options of {group}")
+        elif removed := _REMOVED.fullmatch(override):
+            raise InputError(f"{override}: a run needs it; {removed[1]}=... gives it another value")
         else:
             kept.append(override)
     return kept

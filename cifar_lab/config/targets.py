@@ -10,7 +10,8 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import EnumType
 from pathlib import PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -33,7 +34,7 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
     "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
     "augment": ("cifar_lab.data.augment", "cifar_lab.data.auto_augment"),
     "loss": ("torch.nn",),
-    "optimizer": ("torch.optim", "cifar_lab.training.optimizers"),
+    "optimizer": ("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
     "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),
     "trainer": (
         "lightning.pytorch.Trainer",
@@ -50,11 +51,14 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
 _FUNCTIONS = (
     *("torchvision.models", "timm.models", "torch.nn.functional"),
     *("cifar_lab.training.schedules", "cifar_lab.training.optimizers"),
+    "cifar_lab.model.timm_network",
 )
 # Where a name from PARTS_OF_A_RUN was defined, if elsewhere.
 _DEFINED_IN = {"timm.create_model": "timm.models"}
 # Groups whose parts write files.
 _WRITING = ("trainer", "callbacks", "monitors", "logger")
+# Their arguments that Lightning takes from the working directory on.
+_FOLDERS = ("dirpath", "save_dir", "default_root_dir", "root_dir", "log_dir", "nvme_path")
 
 
 def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,8 +73,17 @@ def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from target_nodes(value, f"{path}[{index}]")
 
 
+def check_has_target(path: str, node: dict[str, Any]) -> None:
+    """Raises InputError where a node doesn't say what to build."""
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target.strip():
+        given = f"={_shown(target)}: must be" if "_target_" in node else ": missing; must be"
+        raise InputError(f"{path}._target_{given} the dotted name of a class or function")
+
+
 def check_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError: no such target, or an argument that is unknown, missing or mistyped."""
+    check_has_target(path, node)
     target = locate(path, node["_target_"])
     from_data, settings = FROM_THE_DATASET.get(path, set()), settings_beside(path, target)
     arguments = {
@@ -92,12 +105,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
         given = 2 if path == "scheduler" and "interval" not in settings else 1
         runtime = set(list(parameters)[:given])
     known = [name for name in parameters if name not in runtime]
-    for name in arguments:
-        if name not in known and not takes_any:
-            raise InputError(
-                f"{path}.{name}: unknown key{suggestion(name, known)}; "
-                f"{node['_target_']} takes {', '.join(known)}"
-            )
+    unknown = [name for name in arguments if name not in known and not takes_any]
+    for name in unknown[:1]:
+        near = suggestion(name, known)
+        raise InputError(
+            f"{path}.{name}: unknown key{near}; {node['_target_']} takes {', '.join(known)}"
+            + ("" if near else left_out(path, unknown))
+        )
     if not node.get("_partial_", False):
         for name, parameter in parameters.items():
             required = parameter.default is parameter.empty and parameter.kind in (
@@ -107,6 +121,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             if required and name not in (*arguments, *runtime, *from_data):
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
+
+
+def left_out(path: str, names: Sequence[str]) -> str:
+    """What to say of arguments that are of the target that an option had, before it was changed."""
+    if "[" in path:  # an entry of a list has no key
+        return ""
+    return "; leave out what was of another target: " + " ".join(f"~{path}.{n}" for n in names)
 
 
 def settings_beside(path: str, target: Any) -> tuple[str, ...]:
@@ -133,6 +154,9 @@ def locate(path: str, target: Any) -> Any:
     """The class or function that ``path._target_`` names; raises InputError."""
     try:
         found = pkgutil.resolve_name(str(target))
+        if inspect.ismodule(found):  # torchvision.models.alexnet is a function of that name too
+            package, _, name = str(target).rpartition(".")
+            found = getattr(sys.modules.get(package), name, found)
     except Exception as error:
         module, _, name = str(target).rpartition(".")
         if module in MOVED:
@@ -170,7 +194,8 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
     for key, value in flatten(config):
         if "${" in json.dumps(value):
             raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
-        if key.startswith(tuple(f"{group}." for group in _WRITING)) and _leads_out(value):
+        writes = key.startswith(tuple(f"{group}." for group in _WRITING))
+        if writes and (_leads_out(value) or (value and key.rpartition(".")[2] in _FOLDERS)):
             raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
 
 
@@ -215,15 +240,47 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
         hint = hints.get(name, Any)
         if isinstance(value, dict | list) and list(target_nodes(value, "")):
             continue  # built from nodes that are checked themselves
+        if isinstance(value, list) and takes_tensor(hint):
+            if not value or not all(_is_number(number) for number in value):
+                raise InputError(f"{path}.{name}={_shown(value)}: must be a list of numbers")
+            continue  # `build` makes a tensor of it
+        if isinstance(value, str) and (names := _weights_of(hint)):
+            if value.rpartition(".")[2] not in names:
+                allowed = ", ".join(names)
+                raise InputError(f"{path}.{name}={value}: must be {allowed} or null")
+            continue  # torchvision's functions take names
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
             # as JSON: YAML's lists stand for tuples there, but text doesn't stand for numbers
             adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
-            allowed = _in_words(hint) or first_line(error.errors()[0]["msg"])
+            said = first_line(error.errors()[0]["msg"])
+            allowed = _in_words(hint) or re.sub(r"^Input should be ", "", said)
             raise InputError(f"{path}.{name}={_shown(value)}: must be {allowed}") from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue  # a type that no YAML value can be held against
+
+
+def takes_tensor(hint: Any) -> bool:
+    """Whether a tensor is among what a type hint takes."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.Tensor in (hint, *get_args(hint))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _weights_of(hint: Any) -> list[str]:
+    """The names of torchvision's weights that a hint takes; none for any other hint."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType)]
+    names = [
+        name
+        for kind in kinds
+        if kind.__module__.startswith("torchvision.models.")
+        for name in kind.__members__
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _shown(value: Any) -> str:
@@ -238,8 +295,15 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(str(item) for item in arguments)
     if origin in (Union, UnionType):
-        words = [word for argument in arguments if (word := _in_words(argument))]
-        return " or ".join(dict.fromkeys(words))
+        each = [word for argument in arguments if (word := _in_words(argument))]
+        # the names of several Literals are one list
+        words = [word for words in each for word in words.split(", ")]
+        if not words:
+            return ""
+        *first, last = dict.fromkeys(words)
+        return f"{', '.join(first)} or {last}" if first else last
+    if inspect.isclass(origin or hint) and issubclass(origin or hint, Mapping):
+        return "a dictionary"
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
         inner = _in_words(arguments[0]) if arguments else ""
         return f"a list ({inner} each)" if inner else "a list"

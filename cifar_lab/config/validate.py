@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from cifar_lab.config.compose import run_config, typed_overrides
+from cifar_lab.config.compose import PARTS_LEFT_OUT_BY_NULL, run_config, typed_overrides
 from cifar_lab.config.messages import suggestion
 from cifar_lab.config.schema import Root
-from cifar_lab.config.targets import check_target, locate, target_nodes
+from cifar_lab.config.targets import check_has_target, check_target, locate, target_nodes
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import flatten
 from cifar_lab.records.processes import World
@@ -41,6 +41,7 @@ def check_resolved(config: dict[str, Any]) -> None:
     for key, value in config.items():
         if value == MISSING:
             raise InputError(f"{key}: a run needs one; --help lists the options of {key}")
+    _check_nodes(config)
     _check_trainer(config)
     for path, node in target_nodes(config, ""):
         check_target(path, node)
@@ -49,6 +50,41 @@ def check_resolved(config: dict[str, Any]) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{key}={value}: must be a finite number")
     _check_ranges(config)
+
+
+def _check_nodes(config: dict[str, Any]) -> None:
+    """Whether each group is a node that can be built, or parts that are."""
+    for group in ("data", "augment", "model", "loss", "optimizer", "scheduler", "trainer"):
+        if not isinstance(config.get(group), dict):
+            raise InputError(
+                f"{group}={_shown(config.get(group))}: must be a node with a _target_; an option "
+                f"is chosen with {group}=NAME, in a file with `- override /{group}: NAME` in its "
+                "defaults"
+            )
+        check_has_target(group, config[group])
+    for group in PARTS_LEFT_OUT_BY_NULL:
+        parts = config[group]
+        if isinstance(parts, dict) and "_target_" in parts:
+            raise InputError(
+                f"{group}._target_={_shown(parts['_target_'])}: must lie below a name of its own, "
+                f"as in +{group}.mine._target_=..."
+            )
+        if not isinstance(parts, dict):
+            raise InputError(
+                f"{group}={_shown(parts)[:60]}: must be parts, each under a name of its own, as in "
+                f"+{group}.mine._target_=..."
+            )
+        for name, node in parts.items():
+            if not isinstance(node, dict):
+                raise InputError(
+                    f"{group}.{name}={_shown(node)}: must be a node with a _target_, or null to "
+                    "leave it out"
+                )
+            check_has_target(f"{group}.{name}", node)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check_trainer(config: dict[str, Any]) -> None:
@@ -100,8 +136,57 @@ def _is_bar(node: Any) -> bool:
     return isinstance(node, dict) and str(node.get("_target_")).endswith("ProgressBar")
 
 
+# Arguments of Trainer that Lightning takes any number for.
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "gradient_clip_val": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
+}
+# Threads that no machine has; torch makes as many as it is told until memory ends.
+_MOST_THREADS = 1024
+_OUR_SCHEDULES = "cifar_lab.training.schedules."
+# Arguments of torch's schedules that are divided by or stand for a length.
+_ABOVE_0 = ("gamma", "step_size", "T_max", "T_0")
+
+
+def _check_schedule(node: dict[str, Any]) -> None:
+    """Shares of the fit and factors of ours; torch's take any number."""
+    ours = node["_target_"].startswith(_OUR_SCHEDULES)
+    for name, value in node.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        given = f"scheduler.{name}={value}: must"
+        if ours and name in ("warmup_fraction", "decay_fraction") and not 0 <= value <= 1:
+            raise InputError(f"{given} lie in 0..1, a share of the fit")
+        if ours and name.endswith("_factor") and not 0 <= value <= 1:
+            raise InputError(f"{given} lie in 0..1, a factor on optimizer.lr")
+        if node["_target_"].startswith("torch.") and name != "last_epoch":
+            if name in _ABOVE_0 and value <= 0:
+                raise InputError(f"{given} be above 0")
+            if value < 0:
+                raise InputError(f"{given} be at least 0")
+    warmup, decay = node.get("warmup_fraction", 0), node.get("decay_fraction", 0)
+    if ours and warmup + decay > 1:
+        raise InputError(
+            f"scheduler.decay_fraction={decay}: must be at most {1 - warmup:g}, what "
+            f"scheduler.warmup_fraction={warmup} leaves of the fit"
+        )
+
+
 def _check_ranges(config: dict[str, Any]) -> None:
     optimizer, trainer = config["optimizer"], config["trainer"]
+    for name, least_allowed in _LEAST.items():
+        number = trainer.get(name)
+        if number is not None and number < least_allowed:
+            raise InputError(f"trainer.{name}={number}: must be at least {least_allowed}")
+    _check_schedule(config["scheduler"])
+    smoothing = config["loss"].get("label_smoothing")
+    if isinstance(smoothing, int | float) and not 0 <= smoothing < 1:
+        raise InputError(f"loss.label_smoothing={smoothing}: must lie in [0, 1)")
     lr = optimizer.get("lr")
     if isinstance(lr, int | float) and lr <= 0:
         raise InputError(f"optimizer.lr={lr}: must be above 0, e.g. 0.01")
@@ -128,8 +213,10 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if tuned is not None and tuned < 1:
         raise InputError(f"tuned_batch_size={tuned}: must be at least 1, or null")
     threads = config["threads"]
-    if threads is not None and threads < 1:
-        raise InputError(f"threads={threads}: must be at least 1, or null for all cores")
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InputError(
+            f"threads={threads}: must lie in 1..{_MOST_THREADS}, or null for all cores"
+        )
     steps = config["steps_per_call"]
     if steps is None or steps < 1:
         raise InputError(f"steps_per_call={json.dumps(steps)}: must be at least 1, the default")

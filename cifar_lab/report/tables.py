@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cifar_lab.formats import csv_cell
 from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
 from cifar_lab.report.groups import Group, Key
@@ -179,12 +180,19 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
                     "error": run.error,
                 }
             )
-    return pd.DataFrame.from_records(records).to_csv(index=False, lineterminator="\n")
+    return _as_csv(pd.DataFrame.from_records(records))
 
 
 def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
     """`configurations` as text."""
-    return configurations(rankings, keys).to_csv(index=False, lineterminator="\n")
+    return _as_csv(configurations(rankings, keys))
+
+
+def _as_csv(table: pd.DataFrame) -> str:
+    for name in table.select_dtypes(exclude="number").columns:
+        # as objects: pandas would make other numbers of those beside a None
+        table[name] = pd.Series(map(csv_cell, table[name]), index=table.index, dtype=object)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def configurations(rankings: Sequence[Ranking], keys: Sequence[Key]) -> pd.DataFrame:

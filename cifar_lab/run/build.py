@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import (
     FROM_THE_DATASET,
     check_target,
+    left_out,
     locate,
     makes_scheduler,
     settings_beside,
+    takes_tensor,
 )
 from cifar_lab.config.validate import (
     accelerator,
@@ -55,13 +58,21 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
+def build(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    *,
+    begun_with: Init | None = None,
+) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
 
     Args:
         cfg: composed.
         resolved: the same as `run_config` gave it.
         run_dir: the run folder, which need not be there.
+        begun_with: the weights of ``init_from`` that the folder's run has begun with, and that its
+            checkpoint replaces: they are not read again.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
@@ -90,9 +101,10 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     compatibility.check(resolved)
     with log_to_stderr():
         data.open()
+        _say_if_one_step(data)
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
-    init = _begin_with(network, resolved, data)
+    init = begun_with or _begin_with(network, resolved, data)
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
@@ -148,6 +160,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     )
 
 
+def _say_if_one_step(data: DataModule) -> None:
+    images = len(data.dataset.train) - data.held_out
+    if data.batch_size > images:
+        logging.getLogger("cifar_lab.data").warning(
+            "cifar_lab: data.batch_size=%d: is more than the %d training images; an epoch is one "
+            "step",
+            data.batch_size,
+            images,
+        )
+
+
 def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
     """Gives the network the weights of ``init_from``; a checkpoint that a run goes on from wins."""
     from cifar_lab.training.initial_weights import read, take_weights
@@ -180,9 +203,12 @@ def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Dist
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
+    from cifar_lab.data.datamodule import DataModule
+
     data: DataModule = _build(
         "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
     )
+    _is_a("data", data, DataModule, "a cifar_lab.data.datamodule.DataModule")
     return data
 
 
@@ -224,6 +250,7 @@ def _try_network(
         mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
+        alone=_image_alone(cfg, data),
     )
     outputs = try_network(network, expected, name=name, advice=advice)
     for _, side in data.augment.sizes[:-1]:
@@ -298,6 +325,21 @@ def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> 
             )
 
 
+def _image_alone(cfg: DictConfig, data: DataModule) -> str:
+    """Where a training batch has one image: which, and what to do; empty where none has."""
+    images, size = len(data.train_indices), data.batch_size
+    limit, whole = cfg.trainer.get("limit_train_batches", 1.0), -(-images // size)
+    comes = not data.drop_last and (limit == 1.0 if isinstance(limit, float) else limit >= whole)
+    if size == 1:
+        return "data.batch_size=1: must be at least 2 for this network"
+    if images % size != 1 or not comes:
+        return ""
+    return (
+        f"data.batch_size={size}: the last batch of the {images} training images has one; set "
+        "data.drop_last=true, or another data.batch_size or data.val_size"
+    )
+
+
 def build_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
     """`build_network` for a dataset."""
     return build_network(cfg, len(dataset.classes), dataset.image_size[-1])
@@ -309,22 +351,62 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    given = cfg.model.get("num_classes")
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
             f"{classes}"
         )
-    takes_more, names = _takes(target)
-    # torchvision's functions hand what they don't know themselves on to the network's class
-    hands_on = takes_more and str(target).startswith("torchvision.models.")
+    from torch import nn
+
+    unsaid = {name for name in FROM_THE_DATASET["model"] if cfg.model.get(name) is None}
+    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
+    if _hands_on(cfg.model["_target_"]):
+        _check_pretrained(cfg, classes)
+    network: nn.Module = _build("model", node, **from_the_dataset(cfg.model, classes, width))
+    _is_a("model", network, nn.Module, "a torch.nn.Module")
+    return network
+
+
+def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
+    """The arguments of a network that it leaves to the dataset."""
+    _, names = _takes(target := model["_target_"])
     known = {"num_classes": classes, "image_size": width}
     assert set(known) == FROM_THE_DATASET["model"]
-    unsaid = {name for name in known if cfg.model.get(name) is None}
-    node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
-    taken = names | {"num_classes"} if hands_on else names
-    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
-    return network
+    taken = names | {"num_classes"} if _hands_on(target) else names
+    return {k: v for k, v in known.items() if model.get(k) is None and k in taken}
+
+
+def _hands_on(target: object) -> bool:
+    """Whether it is a function of torchvision's: they hand on what they don't know themselves."""
+    return _takes(str(target))[0] and str(target).startswith("torchvision.models.")
+
+
+def _check_pretrained(cfg: DictConfig, classes: int) -> None:
+    """Raises InputError for weights of torchvision's that are of other classes, or aren't here."""
+    import torch
+    from torchvision.models import get_model_weights
+
+    node = cfg.model
+    given, function = node.get("weights"), str(node["_target_"]).rpartition(".")[2]
+    if function == "get_model":
+        function = str(node.get("name"))
+    try:
+        known = get_model_weights(function)
+        found = known[str(given or "DEFAULT").rpartition(".")[2]]
+    except (ValueError, KeyError):
+        return  # torchvision's own to refuse
+    legacy = node.get("pretrained") is True
+    of_them = len(found.meta.get("categories", ()))
+    if (given is not None or legacy) and of_them != classes:
+        key = "model.pretrained=true" if legacy else f"model.weights={given}"
+        raise InputError(
+            f"{key}: are weights for {of_them} classes, and the data has {classes}; use "
+            f"init_from={known.__name__}.{found.name}, which begins with them under a new head"
+        )
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(found.url).name
+    if given is not None and OmegaConf.select(cfg, "data.offline") and not file.exists():
+        raise InputError(f"model.weights={given}: data.offline=true, and there is no {file}")
 
 
 def _takes(target: str) -> tuple[bool, set[str]]:
@@ -341,20 +423,31 @@ def _takes(target: str) -> tuple[bool, set[str]]:
 
 def _callbacks(resolved: dict[str, Any]) -> dict[str, Any]:
     """By their dotted keys, in the order in which they run."""
-    return {
+    from lightning.pytorch import Callback
+
+    made = {
         f"{group}.{name}": _build(f"{group}.{name}", node)
         for group in ("monitors", "callbacks")
         for name, node in resolved[group].items()
     }
+    for key, part in made.items():
+        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
+    compatibility.check_one_bar(list(made), list(made.values()))
+    return made
 
 
 def _trainer(
     cfg: DictConfig, resolved: dict[str, Any], callbacks: list[Any], run_dir: Path
 ) -> Trainer:
+    import lightning.pytorch as lightning
+    from lightning.pytorch.loggers import Logger
+
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
     ]
+    for name, part in zip(resolved["logger"], loggers, strict=True):
+        _is_a(f"logger.{name}", part, Logger, "a lightning.pytorch.loggers.Logger")
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
@@ -364,6 +457,7 @@ def _trainer(
         default_root_dir=str(run_dir),
         **_switches(callbacks, resolved),
     )
+    _is_a("trainer", trainer, lightning.Trainer, "a lightning.pytorch.Trainer")
     return trainer
 
 
@@ -426,11 +520,15 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
+    from cifar_lab.training import fused_sgd
+
+    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
+    precision = str(cfg.trainer.get("precision"))
+    fused_sgd.check(trial, device=kind, precision=precision)
     if cfg.cuda_graph:
         from cifar_lab.training.steps import cuda_graph
 
-        kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
-        cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+        cuda_graph.check(trial, device=kind, precision=precision)
 
 
 def _try_schedule(
@@ -477,10 +575,31 @@ def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
         factory = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:
         raise InputError(f"{path}: {first_line(str(error.__cause__ or error))}") from error
+    factory = _with_tensors(factory)
     if node.get("_partial_", False):
         # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
         return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
     return _called(path, factory, **runtime)
+
+
+def _with_tensors(factory: partial[Any]) -> partial[Any]:
+    """The factory with tensors for lists of numbers that are to be such, as a loss's weights."""
+    import inspect
+    from typing import get_type_hints
+
+    import torch
+
+    target = factory.func
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that exist for type checkers only
+        return factory
+    tensors = {
+        name: torch.tensor(value, dtype=torch.float32)
+        for name, value in factory.keywords.items()
+        if isinstance(value, list) and takes_tensor(hints.get(name))
+    }
+    return partial(target, *factory.args, **{**factory.keywords, **tensors})
 
 
 def _called(path: str, factory: Any, **runtime: Any) -> Any:
@@ -490,22 +609,41 @@ def _called(path: str, factory: Any, **runtime: Any) -> Any:
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """What a constructor refuses becomes one line with the key's name before it."""
+    """Whatever a constructor stumbles over becomes one line with the key's name before it."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    refusals: tuple[type[Exception], ...] = (ValueError, TypeError, ModuleNotFoundError)
-    refusals += (MisconfigurationException,)
-    if path == "trainer":  # two callbacks of one kind
-        refusals += (RuntimeError,)
-    if path in ("optimizer", "scheduler"):  # whatever one of a person's own stumbles over
-        refusals = (Exception,)
+    from cifar_lab.training.trial import STOPS, reason
+
     try:
         yield
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
-    except refusals as error:
-        raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
+    except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+        text = first_line(str(error)) or type(error).__name__
+        if match := re.search(r"unexpected keyword argument '(\w+)'", text):
+            text += left_out(path, [match[1]])
+        raise InputError(f"{path}: {text}") from error
+    except STOPS as error:
+        fetches = path == "model" and isinstance(error, OSError)
+        raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error
+
+
+def _fetching() -> str:
+    """Of a network whose constructor fetches weights, and can't."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return (
+        f"; torchvision's weights are looked for in {folder}, and weights=null (of a backbone: "
+        "weights_backbone=null) begins without"
+    )
+
+
+def _is_a(path: str, part: Any, kind: type, word: str) -> None:
+    """Raises InputError for a part of another kind than its group's."""
+    if not isinstance(part, kind):
+        raise InputError(f"{path}._target_: gives {type(part).__name__}; must give {word}")
 
 
 @contextmanager

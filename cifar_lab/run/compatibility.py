@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,7 @@ def check(config: dict[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
             "no run could be repeated; must be a number of batches or a share of the epoch"
         )
+    _check_strategy(config["trainer"])
     if config["tta"] not in VIEWS:
         raise InputError(f"tta={config['tta']}: must be {', '.join(VIEWS)}")
     callbacks = list(_callbacks(config))
@@ -72,6 +75,10 @@ def check(config: dict[str, Any]) -> None:
         _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
+        for name in ("patience", "min_delta"):
+            number = callback.argument(name)
+            if isinstance(number, int | float) and number < 0:
+                raise InputError(f"{callback.path}.{name}={number}: must be at least 0")
         if isinstance(callback.argument("monitor"), str):
             _check_monitor(callback, config, _metrics(callbacks))
     if checkpoints and checkpoints[0].argument("monitor") is not None:
@@ -122,6 +129,81 @@ def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
             f"{callback.path}: measures gradients, and trainer.precision={precision} scales them; "
             "set trainer.precision=bf16-mixed or 32-true"
         )
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def _check_strategy(trainer: dict[str, Any]) -> None:
+    """Refuses what would end in Lightning's or torch's own error once processes have started."""
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+        StrategyRegistry,
+    )
+
+    given, devices = trainer.get("strategy", "auto"), trainer.get("devices")
+    if isinstance(given, dict):
+        name = str(given["_target_"])
+        kind = locate("trainer.strategy", name)
+        if not inspect.isclass(kind):
+            return
+        if issubclass(kind, Strategy) and kind.__module__.startswith("lightning."):
+            good = issubclass(kind, DDPStrategy | SingleDeviceStrategy) and "XLA" not in name
+        else:
+            good = issubclass(kind, Strategy)
+        alone = issubclass(kind, SingleDeviceStrategy)
+    else:
+        # those that copy this process are refused with their own reason
+        known = [n for n in StrategyRegistry.available_strategies() if n.startswith("ddp")]
+        name, good = given, given in ("auto", "single_device", *known)
+        alone = given == "single_device"
+    if not good:
+        raise InputError(
+            f"trainer.strategy={name}: must be auto, single_device, ddp, "
+            "ddp_find_unused_parameters_true, or a DDPStrategy: a network and its checkpoints lie "
+            "whole on each device"
+        )
+    several = (len(devices) if isinstance(devices, list) else devices) not in (1, "auto", None)
+    if several and alone:
+        raise InputError(
+            f"trainer.devices={devices}: trainer.strategy={name} uses one; set trainer.devices=1, "
+            "or trainer.strategy=ddp"
+        )
+    if isinstance(given, dict) and issubclass(kind, DDPStrategy):
+        _check_ddp(given, kind)
+
+
+def _check_ddp(node: dict[str, Any], kind: type) -> None:
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    backend = node.get("process_group_backend")
+    if backend is not None:
+        # of torch's others one is for tests, and reduces nothing
+        here = [b for b in ("gloo", "nccl", "mpi", "ucc") if distributed.is_backend_available(b)]
+        if not torch.cuda.is_available() and "nccl" in here:
+            here.remove("nccl")
+        if backend not in here:
+            raise InputError(
+                f"trainer.strategy.process_group_backend={backend}: must be null or one of those "
+                f"that this machine has: {', '.join(here)}"
+            )
+    # what DDPStrategy doesn't know itself it hands on
+    known = [
+        name
+        for function in (kind, DistributedDataParallel)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", "module")
+    ]
+    for key in node:
+        if not key.startswith("_") and key not in known:
+            raise InputError(
+                f"trainer.strategy.{key}: unknown key{suggestion(key, known)}; {kind.__name__} and "
+                f"DistributedDataParallel take {', '.join(dict.fromkeys(known))}"
+            )
 
 
 # --- callbacks that change what was configured ---------------------------------------------------
@@ -211,7 +293,60 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
                     f"callbacks: ModelCheckpoint would write among the files of "
                     f"callbacks.checkpoints ({folder}); give it a dirpath of its own"
                 )
+    _check_observers(trainer)
+    _check_limits(trainer, data)
     _check_interval(trainer, data)
+
+
+def check_one_bar(paths: Sequence[str], callbacks: Sequence[Any]) -> None:
+    """Raises InputError for a second progress bar, which Lightning takes none beside another."""
+    from lightning.pytorch.callbacks import ProgressBar
+
+    bars = [
+        path
+        for path, callback in zip(paths, callbacks, strict=True)
+        if isinstance(callback, ProgressBar)
+    ]
+    if len(bars) > 1:
+        raise InputError(
+            f"{bars[1]}: {bars[0]} shows the progress already; ~{bars[0]} leaves that out"
+        )
+
+
+def _check_observers(trainer: Trainer) -> None:
+    """Callbacks of Lightning's that need what this run doesn't have."""
+    from lightning.pytorch import callbacks as theirs
+
+    from cifar_lab.training.lightning_internals import callbacks_of
+
+    logging = (theirs.LearningRateMonitor, theirs.DeviceStatsMonitor, theirs.ThroughputMonitor)
+    for callback in callbacks_of(trainer):
+        name = type(callback).__name__
+        if isinstance(callback, logging) and not trainer.loggers:
+            raise InputError(
+                f"{name}: writes to the loggers, and logger=none leaves it none; add logger=csv, "
+                "or leave the callback out"
+            )
+        stats = isinstance(callback, theirs.DeviceStatsMonitor) and find_spec("psutil") is None
+        if stats and trainer.strategy.root_device.type == "cpu":
+            raise InputError(f"{name}: needs the package psutil on a CPU; pip install psutil")
+
+
+def _check_limits(trainer: Trainer, data: DataModule) -> None:
+    """Refuses a share of the batches that leaves none."""
+    size = data.batch_size
+    batches = {"train": data.train_dataloader().num_batches}
+    batches["val"] = -(-data.held_out // size)
+    batches["test"] = -(-len(data.dataset.test.labels) // size)
+    for split, count in batches.items():
+        share = getattr(trainer, f"limit_{split}_batches")
+        if isinstance(share, float) and 0 < share < 1 and count and int(count * share) == 0:
+            overfits = split != "test" and bool(getattr(trainer, "overfit_batches", 0))
+            key = "overfit_batches" if overfits else f"limit_{split}_batches"
+            raise InputError(
+                f"trainer.{key}={share}: leaves no batch of the {count} for {split}; must be at "
+                f"least {math.ceil(1000 / count) / 1000}, or a whole number of batches"
+            )
 
 
 # --- what selects ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from cifar_lab import signals
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.overrides import assignment
 from cifar_lab.config.written import config_to_keep
-from cifar_lab.errors import Diverged, InputError, Interrupted
+from cifar_lab.errors import Diverged, InputError, Interrupted, memory_ran_out
 from cifar_lab.records import credentials, processes
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import git_state, package_versions
@@ -80,7 +81,14 @@ class Request:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Resolved, as plain containers, without Hydra's node."""
-        return run_config(self.cfg)
+        try:
+            return run_config(self.cfg)
+        except InputError:
+            # its checkpoint holds them by now
+            begun_with = resume.weights_that_are_gone(self.run_dir, self.cfg.get("init_from"))
+            if begun_with is None:
+                raise
+            return run_config(self.cfg, begun_with=begun_with)
 
     @cached_property
     def config_to_keep(self) -> dict[str, Any]:
@@ -108,14 +116,14 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     """
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
-    parts = build(asked.cfg, asked.config, asked.run_dir) if world.joined else None
+    parts = _build(asked) if world.joined else None
     of_the_first = partial(_of_the_first, parts)
     earlier = _find(asked, world, of_the_first)
     if earlier.finished:
         assert earlier.record is not None
         _repeat(asked, earlier.record)
         return 0
-    parts = parts or build(asked.cfg, asked.config, asked.run_dir)
+    parts = parts or _build(asked)
     check_images(asked, parts, earlier.record)
     before_training()
     training = partial(_train, asked, parts, earlier, of_the_first)
@@ -126,6 +134,12 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
 
 
 # --- before anything is on disk ------------------------------------------------------------------
+
+
+def _build(asked: Request) -> Parts:
+    return build(
+        asked.cfg, asked.config, asked.run_dir, begun_with=resume.begun_with(asked.run_dir)
+    )
 
 
 def _find(asked: Request, world: processes.World, of_the_first: Callable[[Any], Any]) -> Earlier:
@@ -407,7 +421,16 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     else:
         status, ending = 1, "failed"
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.error("%s", text, exc_info=error)
+        if memory_ran_out(text):
+            text = _shortened(text)
+            # where it ran out is chance: a traceback of torch says nothing
+            log.error(
+                "%s; set a smaller data.batch_size (now %s), or trainer.precision=bf16-mixed",
+                text,
+                asked.config["data"]["batch_size"],
+            )
+        else:
+            log.error("%s", text, exc_info=error)
     if file is not None and not file.close(ending, text):
         _say_unwritable(asked.run_dir, file.refused)
     elif file is None and processes.rank() == 0 and isinstance(error, OSError):
@@ -419,6 +442,12 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     for line in filter(None, (said, last_line)):
         print(f"cifar_lab: {line}", file=sys.stderr)
     return status
+
+
+def _shortened(text: str) -> str:
+    """What torch says of memory, without its inventory of the device."""
+    found = re.match(r".*?[Tt]ried to allocate [\d.]+ \w+", text)
+    return found.group() if found else text
 
 
 def _say_unwritable(run_dir: Path, reason: OSError | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict, read_write
 
 from cifar_lab.config.compose import run_config
+from cifar_lab.config.files import with_place
 from cifar_lab.config.ingredients import with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain
 from cifar_lab.config.names import job_words
@@ -93,7 +94,8 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
         check_merged(cfg, overrides)
         resolved = run_config(cfg)
     except COMPOSING_RAISES as error:
-        raise at(chosen, str(explain(error, list(overrides)))) from error
+        said = with_place(str(explain(error, list(overrides))), overrides)
+        raise at(chosen, said) from error
     own = tuple(o for o in overrides if not (is_of_the_sweep(o) or o.startswith("hydra.run.")))
     return Point(own, chosen, cfg, resolved, config_digest(resolved))
 

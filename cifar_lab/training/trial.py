@@ -31,6 +31,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _WANTED = "one tensor of logits (images, classes)"
 _IMAGES = 2
 
+# What code of a person's own may end in. Not `errors.Interrupted`, which is a signal.
+STOPS = (Exception, SystemExit, KeyboardInterrupt)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
@@ -43,6 +46,7 @@ class Expected:
         mixes: whether the training labels are (B, classes) float32 and not (B,) int64.
         device: the kind that will train: cuda, mps or cpu.
         precision: as in ``trainer.precision``.
+        alone: what to say where a training batch has a single image; empty: none has.
     """
 
     size: tuple[int, ...]
@@ -51,6 +55,7 @@ class Expected:
     mixes: bool
     device: str
     precision: str
+    alone: str = ""
 
 
 def try_network(
@@ -79,20 +84,25 @@ def try_network(
     for stage in ("training", "evaluation"):
         try:
             outputs = _outputs(network, expected, stage)
-        except Exception as error:
+        except STOPS as error:
             if expected.device != "cpu" and any(w in str(error).lower() for w in ("cpu", "cuda")):
                 log.debug("%s: not tried out on the CPU: %s", name, error)
                 return None
             size = "x".join(str(side) for side in expected.size)
             raise InputError(
-                f"{name}: fails on images of {size} in {stage} ({_reason(error)})"
+                f"{name}: fails on images of {size} in {stage} ({reason(error)})"
             ) from error
         _check_outputs(outputs, f"{name}: gives", expected.classes, advice, stage)
     assert isinstance(outputs, Tensor)
+    if expected.alone:
+        try:
+            _outputs(network, expected, "training", images=1)
+        except STOPS as error:
+            raise InputError(f"{expected.alone} ({name}: {reason(error)})") from error
     return outputs.to(torch.float32)
 
 
-def _outputs(network: nn.Module, expected: Expected, stage: str) -> Any:
+def _outputs(network: nn.Module, expected: Expected, stage: str, *, images: int = _IMAGES) -> Any:
     # 64-true, 16-true and bf16-true convert network and images to one type
     converts = expected.precision.endswith("-true") and not expected.precision.startswith("32")
     dtype = next(p.dtype for p in network.parameters()) if converts else torch.float32
@@ -105,10 +115,10 @@ def _outputs(network: nn.Module, expected: Expected, stage: str) -> Any:
             return network(noise.to(dtype))
 
     try:
-        return outputs(_IMAGES)
-    except Exception:
+        return outputs(images)
+    except STOPS:
         # some networks cut a batch into parts of a fixed number
-        if expected.batch_size == _IMAGES:
+        if expected.batch_size == images or images < _IMAGES:
             raise
         found = outputs(expected.batch_size)
         return found[:_IMAGES] if isinstance(found, Tensor) and found.ndim else found
@@ -150,6 +160,7 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
             differentiated; it is a sum over the batch; it wants log-probabilities and gets logits.
     """
     classes = outputs.shape[1]
+    _check_weight(getattr(loss, "weight", None), classes)
     # one row more than there are classes: a loss for other shapes doesn't pass by broadcasting
     labels = torch.arange(classes + 1) % classes
     rows = outputs.detach()[torch.arange(classes + 1) % len(outputs)]
@@ -162,6 +173,18 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
     if mixes:
         mixed = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
+
+
+def _check_weight(weight: Any, classes: int) -> None:
+    """Of a loss of torch's: a number of at least 0 for each class."""
+    if not isinstance(weight, Tensor):
+        return
+    numbers = weight.detach().flatten().tolist()
+    shown = f"[{','.join(f'{number:g}' for number in numbers)}]"
+    if weight.shape != (classes,):
+        raise InputError(f"loss.weight={shown}: must be {classes} numbers, one for each class")
+    if min(numbers) < 0 or max(numbers) == 0:
+        raise InputError(f"loss.weight={shown}: must be at least 0 each, and above 0 for some")
 
 
 def try_smoothing(loss: Loss, without: Loss, *, classes: int, mixes: bool, name: str) -> None:
@@ -194,8 +217,8 @@ def _try_labels(loss: Loss, rows: Tensor, labels: Tensor, name: str, kind: str) 
     try:
         value = _called(loss, logits, labels)
         twice = _called(loss, logits.repeat(2, 1), torch.cat([labels, labels]))
-    except Exception as error:
-        raise InputError(f"{name}: does not take logits and {kind} ({_reason(error)})") from error
+    except STOPS as error:
+        raise InputError(f"{name}: does not take logits and {kind} ({reason(error)})") from error
     mean = "; set loss.reduction=mean" if hasattr(loss, "reduction") else ""
     if not isinstance(value, Tensor) or value.ndim:
         kind = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -262,11 +285,12 @@ def untouched(part: object) -> Iterator[None]:
             now[name].data = before
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The error's first line, and the last place outside of libraries that it went through."""
     first, *_ = (*str(error).strip().splitlines(), "no reason given")
     first = first.strip().rstrip(".")
-    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__)
+    package = str(Path(__file__).parents[1])
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), package)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]
     place = f", {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""

@@ -18,6 +18,7 @@ from torch import nn
 
 from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import Synthetic
+from cifar_lab.training import fused_sgd
 from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.callbacks.lookahead import Lookahead
@@ -124,6 +125,8 @@ OPTIMIZERS: dict[str, Any] = {
 def test_a_replayed_fit_is_the_fit(
     tmp_path: Path, network: str, optimizer: str, more: dict[str, Any]
 ) -> None:
+    if more.get("precision") == "bf16-true" and not fused_sgd.moves_all(torch.bfloat16):
+        pytest.skip(f"torch {torch.__version__}'s fused SGD leaves elements to chance")
     Taped.recordings = Taped.replays = 0
     plain = fitted(tmp_path, network, OPTIMIZERS[optimizer], graphed_step=None, **more)
     taped = fitted(tmp_path, network, OPTIMIZERS[optimizer], graphed_step=Taped, **more)

@@ -73,6 +73,10 @@ class Checkpoints(Checkpoint, SupportsMultistep):
             raise InputError(
                 f"min_seconds={min_seconds}: must be at least 0, or null for every epoch"
             )
+        if every_minutes is not None and not every_minutes > 0:
+            raise InputError(
+                f"every_minutes={every_minutes}: must be above 0, or null for none within an epoch"
+            )
         if monitor is not None and not monitor.startswith("val/"):
             raise InputError(
                 f"monitor={monitor}: held-out images alone choose what is tested; must be val/acc, "

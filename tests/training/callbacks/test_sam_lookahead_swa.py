@@ -206,22 +206,19 @@ def test_statistics_are_those_of_torch(tmp_path: Path) -> None:
 
 
 def test_frozen_layers_modes_and_momenta_stay() -> None:
-    def batch() -> nn.Sequential:
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3)
-        )
-
-    network = batch()
-    network[0].eval()
+    norms = [nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3)]
+    network = nn.Sequential(norms[0], nn.Dropout(0.5), *norms[1:])
+    norms[0].eval()
     images = torch.randn(8, 3, 4, 4)
     state = torch.get_rng_state()
-    estimate_statistics(network, [(images, images)], frozen=[network[0]])
+    estimate_statistics(network, [(images, images)], frozen=norms[:1])
     assert torch.equal(torch.get_rng_state(), state)  # no dropout
-    assert torch.equal(network[0].running_mean, torch.zeros(3))
-    torch.testing.assert_close(network[2].running_mean, images.mean((0, 2, 3)))
+    frozen, first, _ = (norm.running_mean for norm in norms)
+    assert frozen is not None
+    assert torch.equal(frozen, torch.zeros(3))
+    torch.testing.assert_close(first, images.mean((0, 2, 3)))
     assert [module.training for module in network] == [False, True, True, True]
-    assert [network[i].momentum for i in (0, 2, 3)] == [0.1, None, 0.1]
+    assert [norm.momentum for norm in norms] == [0.1, None, 0.1]
 
 
 def test_the_sample_is_of_what_trains_and_the_same_in_each_epoch() -> None:

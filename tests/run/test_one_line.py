@@ -1,0 +1,297 @@
+"""Nodes, parts and numbers that can't be a run: one line each, before anything is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from cifar_lab.config.compose import compose
+from cifar_lab.config.schema import Root
+from cifar_lab.config.targets import locate
+from cifar_lab.errors import InputError
+from cifar_lab.run.build import build_alone, build_network
+from tests.conftest import TINY, record_of
+
+Lab = Callable[..., tuple[int, str, str]]
+HERE = "tests.run.test_one_line"
+NEEDED = ("data", "augment", "model", "loss", "optimizer", "scheduler", "trainer")
+
+
+class Failing(nn.Module):
+    """Ends in its constructor, in whichever way it is told."""
+
+    endings: ClassVar[dict[str, BaseException]] = {
+        "key": KeyError("nope"),
+        "exit": SystemExit(3),
+        "stop": KeyboardInterrupt("by itself"),
+        "network": OSError("Name or service not known"),
+        "assertion": AssertionError(),
+    }
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        raise self.endings[how]
+
+
+class Leaving(nn.Module):
+    """Ends in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3072, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise SystemExit(4)
+
+
+def nothing() -> None:
+    """Gives no part."""
+
+
+def net(target: str, *more: str) -> tuple[str, ...]:
+    return ("model=cnn", f"model._target_={target}", "~model.width", "~model.dropout", *more)
+
+
+LINES: list[tuple[tuple[str, ...], str]] = [
+    *[
+        (
+            (f"~{group}._target_",),
+            f"{group}._target_: missing; must be the dotted name of a class or function",
+        )
+        for group in (*NEEDED, "logger.csv", "callbacks.checkpoints")
+    ],
+    *[
+        ((f"{path}._target_={value}",), f"{path}._target_={value}: must be the dotted name")
+        for path in ("optimizer", "logger.csv")
+        for value in ("null", "5", "[]")
+    ],
+    *[
+        ((f"~{key}",), f"~{key}: a run needs it; {key}=... gives it another value")
+        for key in Root.__dataclass_fields__
+        if key not in (*NEEDED, "callbacks", "monitors", "logger", "sweep")
+    ],
+    (("~optimizer.nope",), "~optimizer.nope: there is nothing of this name to leave out"),
+    (("logger.csv=5",), "logger.csv=5: must be a node with a _target_, or null to leave it out"),
+    (("callbacks.checkpoints=x",), "callbacks.checkpoints=x: must be a node with a _target_"),
+    (("+monitors.x=5",), "monitors.x=5: must be a node with a _target_"),
+    (("+callbacks._target_=a.B",), "callbacks._target_=a.B: must lie below a name of its own"),
+    (("augment.transforms=null",), "augment.transforms=null: must be a dictionary"),
+    # interpolations that lead nowhere
+    *[
+        ((f"{key}=${{nope}}",), f"{key}: Interpolation key 'nope' not found")
+        for key in (
+            *("seed", "optimizer.lr", "logger.csv._target_", "hydra.run.dir", "hydra.job.name"),
+            *("hydra.output_subdir", "hydra.job.chdir", "hydra.verbose"),
+            *("hydra.job_logging.root.level", "hydra.job.config.override_dirname.kv_sep"),
+        )
+    ],
+    (("+hydra.job.env_set.A=${nope:1}",), "hydra.job.env_set.A: Unsupported interpolation type"),
+    # parts of another kind
+    *[
+        ((f"+{group}.x._target_={target}",), f"{group}.x._target_: gives {given}; must give a ")
+        for group in ("callbacks", "monitors", "logger")
+        for target, given in (("torch.nn.Identity", "Identity"), (f"{HERE}.nothing", "NoneType"))
+    ],
+    (
+        ("+callbacks.x={_target_: torchmetrics.Accuracy, task: multiclass, num_classes: 10}",),
+        "callbacks.x._target_: gives MulticlassAccuracy; must give a lightning.pytorch.Callback",
+    ),
+    (net(f"{HERE}.nothing"), "model._target_: gives None"),
+    # constructors and networks that end in whatever way
+    *[
+        (
+            net(f"{HERE}.Failing", f"+model.how={how}"),
+            f"model: {said}",
+        )
+        for how, said in (
+            ("key", "KeyError: 'nope', test_one_line.py:"),
+            ("exit", "SystemExit: 3, test_one_line.py:"),
+            ("stop", "KeyboardInterrupt: by itself, test_one_line.py:"),
+            ("assertion", "AssertionError: no reason given, test_one_line.py:"),
+            ("network", "OSError: Name or service not known, test_one_line.py:"),
+        )
+    ],
+    (
+        net(f"{HERE}.Leaving"),
+        f"model._target_={HERE}.Leaving: fails on images of 3x32x32 in training (SystemExit: 4, ",
+    ),
+    # weights that are of other classes
+    (
+        net("torchvision.models.resnet18", "+model.weights=IMAGENET1K_V1"),
+        "model.weights=IMAGENET1K_V1: are weights for 1000 classes, and the data has 10; use "
+        "init_from=ResNet18_Weights.IMAGENET1K_V1, which begins with them under a new head",
+    ),
+    (
+        net("torchvision.models.resnet18", "+model.pretrained=true"),
+        "model.pretrained=true: are weights for 1000 classes",
+    ),
+    (
+        net("torchvision.models.resnet18", "+model.weights=NOPE"),
+        "model.weights=NOPE: must be IMAGENET1K_V1, DEFAULT or null",
+    ),
+    # weights of the classes
+    (("+loss.weight=[1,2]",), "loss.weight=[1,2]: must be 10 numbers, one for each class"),
+    (("+loss.weight=[1,1,1,1,1,1,1,1,1,-1]",), "loss.weight=[1,1,1,1,1,1,1,1,1,-1]: must be at"),
+    (("+loss.weight=[0,0,0,0,0,0,0,0,0,0]",), "loss.weight=[0,0,0,0,0,0,0,0,0,0]: must be at"),
+    (("+loss.weight=[a,b]",), 'loss.weight=["a", "b"]: must be a list of numbers'),
+    (("+loss.weight=[]",), "loss.weight=[]: must be a list of numbers"),
+    # numbers out of range
+    (("loss.label_smoothing=-0.5",), "loss.label_smoothing=-0.5: must lie in [0, 1)"),
+    (("loss.label_smoothing=1",), "loss.label_smoothing=1: must lie in [0, 1)"),
+    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in 0..1, a share"),
+    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in 0..1, a factor"),
+    (
+        ("scheduler=onecycle", "scheduler.initial_factor=2"),
+        "scheduler.initial_factor=2: must lie in 0..1, a factor",
+    ),
+    (
+        ("scheduler=wsd", "scheduler.warmup_fraction=0.5", "scheduler.decay_fraction=0.6"),
+        "scheduler.decay_fraction=0.6: must be at most 0.5, what",
+    ),
+    (("scheduler=step", "scheduler.gamma=-1"), "scheduler.gamma=-1: must be above 0"),
+    (("scheduler=step", "scheduler.step_size=-1"), "scheduler.step_size=-1: must be above 0"),
+    (("scheduler=step", "scheduler.step_size=0"), "scheduler.step_size=0: must be above 0"),
+    (("scheduler=plateau", "scheduler.patience=-1"), "scheduler.patience=-1: must be at least 0"),
+    *[
+        ((f"trainer.{key}={value}",), f"trainer.{key}={value}: must be at least {least}")
+        for key, value, least in (
+            ("accumulate_grad_batches", 0, 1),
+            ("check_val_every_n_epoch", 0, 1),
+            ("check_val_every_n_epoch", -1, 1),
+            ("log_every_n_steps", -5, 0),
+            ("num_sanity_val_steps", -2, -1),
+            ("gradient_clip_val", -1, 0),
+            ("min_epochs", -1, 0),
+            ("min_steps", -1, 0),
+        )
+    ],
+    *[
+        (
+            (f"trainer.limit_{split}_batches=0.001",),
+            f"trainer.limit_{split}_batches=0.001: leaves no batch of the {count} for {split}; "
+            f"must be at least {least}, or a whole number of batches",
+        )
+        for split, count, least in (("train", 8, 0.125), ("val", 4, 0.25), ("test", 4, 0.25))
+    ],
+    (
+        ("trainer.overfit_batches=0.0001", "data.shuffle=false"),
+        "trainer.overfit_batches=0.0001: leaves no batch of the 8 for train",
+    ),
+    (("trainer.val_check_interval=100",), "trainer.val_check_interval=100: must be at most 8"),
+    (("threads=100000",), "threads=100000: must lie in 1..1024, or null for all cores"),
+    (("threads=99999999999999",), "threads=99999999999999: must lie in 1..1024"),
+    (
+        ("callbacks.checkpoints.every_minutes=0",),
+        "callbacks.checkpoints.every_minutes=0: must be above 0, or null",
+    ),
+    (
+        ("callbacks=early_stopping", "callbacks.early_stopping.patience=-1"),
+        "callbacks.early_stopping.patience=-1: must be at least 0",
+    ),
+    # observers
+    *[
+        (
+            (f"+monitors.x._target_=lightning.pytorch.callbacks.{name}", "logger=none"),
+            f"{name}: writes to the loggers, and logger=none leaves it none; add logger=csv",
+        )
+        for name in ("LearningRateMonitor", "DeviceStatsMonitor")
+    ],
+    *[
+        (
+            (
+                f"+{group}.x._target_=lightning.pytorch.callbacks.TQDMProgressBar",
+                "monitors=progress",
+            ),
+            f"{group}.x: monitors.progress shows the progress already; ~monitors.progress leaves",
+        )
+        for group in ("callbacks", "monitors")
+    ],
+    # an image alone in the last batch: its statistics have no spread
+    (
+        net(f"{HERE}.Normed", "data.val_size=199"),
+        "data.batch_size=50: the last batch of the 401 training images has one; set "
+        f"data.drop_last=true, or another data.batch_size or data.val_size (model._target_={HERE}"
+        ".Normed: ValueError: Expected more than 1 value per channel when training",
+    ),
+    (
+        net(f"{HERE}.Normed", "data.batch_size=1"),
+        "data.batch_size=1: must be at least 2 for this network (model._target_=",
+    ),
+]
+
+
+class Normed(nn.Sequential):
+    """A BatchNorm over the images alone."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10))
+
+
+@pytest.mark.parametrize(("arguments", "line"), LINES, ids=lambda value: str(value)[:60])
+def test_what_can_be_no_run_is_one_line(
+    lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str
+) -> None:
+    small = [a for a in TINY if not (a.startswith("model.") and "model=cnn" in arguments)]
+    status, out, err = lab(*small, *arguments)
+    assert (status, out) == (2, ""), err
+    assert err.startswith(f"cifar_lab: {line}"), err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_last_image_alone_trains_where_the_network_takes_it_or_it_does_not_come(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Maps larger than 1x1 have a spread of their own; a dropped or limited batch never comes."""
+    alone = ("data.val_size=199", "trainer.max_epochs=1")
+    normed = net(f"{HERE}.Normed")
+    small = [a for a in TINY if not a.startswith("model")]
+    for name, arguments in {
+        "maps": (*TINY, *alone),
+        "dropped": (*small, *normed, *alone, "data.drop_last=true"),
+        "limited": (*small, *normed, *alone, "trainer.limit_train_batches=8"),
+    }.items():
+        status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/{name}")
+        assert (status, err) == (0, ""), name
+        assert record_of(tmp_path / name)["status"] == "finished"
+
+
+def test_weights_of_the_classes_are_a_tensor_and_part_of_the_run(lab: Lab, tmp_path: Path) -> None:
+    weights = [1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5]
+    cfg = OmegaConf.create({"loss": {"_target_": "torch.nn.CrossEntropyLoss", "weight": weights}})
+    loss = build_alone("loss", cfg)
+    assert torch.equal(loss.weight, torch.tensor(weights))
+    run = tmp_path / "run"
+    given = f"+loss.weight={weights}".replace(" ", "")
+    status, _, err = lab(*TINY, given, "trainer.max_epochs=1", f"hydra.run.dir={run}")
+    assert (status, err) == (0, "")
+    assert record_of(run)["config"]["loss"]["weight"] == weights
+
+
+def test_weights_by_name_are_torchvisions_to_fetch_where_the_classes_are_theirs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    node = {"_target_": "torchvision.models.resnet18", "weights": "IMAGENET1K_V1"}
+    cfg: Any = OmegaConf.create({"model": node, "data": {"offline": True}})
+    with pytest.raises(InputError) as told:
+        build_network(cfg, 1000, 32)
+    assert str(told.value) == (
+        "model.weights=IMAGENET1K_V1: data.offline=true, and there is no "
+        f"{tmp_path}/hub/checkpoints/resnet18-f37072fd.pth"
+    )
+
+
+def test_a_network_that_is_called_as_its_module_is_found() -> None:
+    for name in ("alexnet", "googlenet", "vgg11"):
+        assert callable(locate("model", f"torchvision.models.{name}"))
+
+
+def test_a_typed_interpolation_that_leads_somewhere_is_a_value() -> None:
+    assert compose(["optimizer.lr=${seed}", "hydra.job.name=x${seed}"]).optimizer.lr == 0

@@ -34,7 +34,10 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
     "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
     "augment": ("cifar_lab.data.augment", "cifar_lab.data.auto_augment"),
     "loss": ("torch.nn",),
-    "optimizer": ("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
+    "optimizer": (
+        *("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
+        "cifar_lab.training.schedule_free",
+    ),
     "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),
     "trainer": (
         "lightning.pytorch.Trainer",
@@ -51,7 +54,7 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
 _FUNCTIONS = (
     *("torchvision.models", "timm.models", "torch.nn.functional"),
     *("cifar_lab.training.schedules", "cifar_lab.training.optimizers"),
-    "cifar_lab.model.timm_network",
+    *("cifar_lab.training.schedule_free", "cifar_lab.model.timm_network"),
 )
 # Where a name from PARTS_OF_A_RUN was defined, if elsewhere.
 _DEFINED_IN = {"timm.create_model": "timm.models"}

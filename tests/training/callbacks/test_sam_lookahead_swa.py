@@ -39,6 +39,7 @@ Vector = NDArray[np.float64]
 MATRIX = np.array([[2.0, 0.5], [0.5, 1.0]])
 START = np.array([1.0, -2.0])
 LR = 0.1
+DESCENT: Any = partial(torch.optim.SGD, lr=LR)
 STEPS = 10  # of an epoch; two of them
 
 
@@ -93,6 +94,7 @@ def fitted(
     size: int = 1,
     loss: Any = quadratic,
     feed: Synthetic | None = None,
+    optimizer: Any = DESCENT,
     **settings: Any,
 ) -> Classifier:
     """A fit of two epochs, ten steps each, by plain gradient descent."""
@@ -101,7 +103,7 @@ def fitted(
     classifier = Classifier(
         network=network or Point(),
         loss=loss,
-        optimizer=partial(torch.optim.SGD, lr=LR),
+        optimizer=optimizer,
         schedule=constant,
         config={},
     )

@@ -30,8 +30,8 @@ dashboard: setup  ## TensorBoard on outputs/, on this machine only
 bench: setup  ## ours against a bare loop, the original report's and a template: make bench ARGS=--short
 	@$(PYTHON) -m benchmarks $(ARGS)
 
-test: setup  ## the quick tests
-	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+test: setup  ## the quick tests, on up to four cores (ARGS=-n0: on one)
+	@$(PYTHON) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: setup  ## also the slow ones
 	@$(PYTHON) -m pytest $(ARGS)

@@ -22,8 +22,11 @@ def pytest_configure() -> None:
     """Signals arrive in the tests and in what they start, however the suite was started.
 
     In `make test &` of a script SIGINT is ignored; what is started from there inherits that, and a
-    run is right to keep it.
+    run is right to keep it. Processes of tests that share the cores have one thread each: OpenMP's
+    others spin where they wait.
     """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where torch is imported
     for signum, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),

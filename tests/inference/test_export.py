@@ -97,7 +97,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICKLY = ("cnn, views averaged", "two block counts, averages")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in RUNS],
+)
 def test_a_file_answers_as_its_checkpoint(tmp_path: Path, name: str) -> None:
     run = load_run(finish(tmp_path / "run", *RUNS[name]))
     moved = Path(shutil.move(tmp_path / "run", tmp_path / "moved"))
@@ -198,6 +204,7 @@ def test_int8_is_smaller_and_says_what_it_costs(shipped: dict[str, Path], finish
     assert onnx.TensorProto.INT8 in weights.values()
 
 
+@pytest.mark.slow
 def test_without_held_out_images_training_images_calibrate(tmp_path: Path) -> None:
     run = load_run(finish(tmp_path / "run", *CNN, "data.val_size=0"))
     done = export(run, tmp_path / "a.onnx", images_for(run, None), quantize="int8", seconds=0)
@@ -273,7 +280,8 @@ def test_a_compiled_run_is_exported_uncompiled(finished: Path, tmp_path: Path) -
     compiled = copied(finished, tmp_path / "run")
     change(compiled, lambda record: record["config"].update(compile="max"))
     run = load_run(compiled)
-    done = export(run, tmp_path / "a.onnx", images_for(run, None), seconds=0)
+    out = tmp_path / "a.safetensors"
+    done = export(run, out, images_for(run, None), form="safetensors", seconds=0)
     assert done.accuracy == run.metrics["test/acc"]
 
 

@@ -58,7 +58,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICKLY = ("averages, the best of several", "no checkpoints")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in RUNS],
+)
 def test_it_comes_to_the_same_bits(tmp_path: Path, again: Lab, name: str) -> None:
     run = finish(tmp_path / "run", *RUNS[name])
     status, out, err = again(run)

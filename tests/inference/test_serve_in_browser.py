@@ -365,7 +365,8 @@ TRY_ALL = """async ([target, bytes]) => {
         await asking(`page ${mode}`, '/', { mode });
         await asking(`credentials ${mode}`, '/openapi.json', { mode, credentials: 'include' });
     }
-    await asking('preflight', '/predict', { method: 'POST', body: picture, headers: { 'X-A': 'b' } });
+    const headers = { 'X-A': 'b' };
+    await asking('preflight', '/predict', { method: 'POST', body: picture, headers });
     learned.beacon = navigator.sendBeacon(target + '/predict', form) ? 'sent' : 'not sent';
     const element = (tag, attributes, ready) => new Promise((done) => {
         const made = Object.assign(document.createElement(tag), attributes);

@@ -157,6 +157,8 @@ def _check_schedule(node: dict[str, Any]) -> None:
     """Shares of the fit and factors of ours; torch's take any number."""
     ours = node["_target_"].startswith(_OUR_SCHEDULES)
     for name, value in node.items():
+        if name == "milestones" and not (isinstance(value, list) and all(map(_is_count, value))):
+            raise InputError(f"scheduler.{name}={_shown(value)}: must be a list of whole numbers")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         given = f"scheduler.{name}={value}: must"
@@ -175,6 +177,10 @@ def _check_schedule(node: dict[str, Any]) -> None:
             f"scheduler.decay_fraction={decay}: must be at most {1 - warmup:g}, what "
             f"scheduler.warmup_fraction={warmup} leaves of the fit"
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_ranges(config: dict[str, Any]) -> None:
@@ -200,8 +206,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
     least = trainer.get("min_epochs")
     if epochs is not None and least is not None and least > epochs:
         raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
-    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
-        raise InputError(f"trainer.max_time={trainer['max_time']}: must be above 0")
+    longest = trainer.get("max_time")
+    if longest is not None and not re.fullmatch(r"[^-]*[1-9][^-]*", str(longest)):
+        raise InputError(f"trainer.max_time={longest}: must be above 0")
     if trainer.get("limit_train_batches") == 0:
         raise InputError("trainer.limit_train_batches=0: must be at least 1 batch (or a fraction)")
     if trainer.get("limit_test_batches") == 0:

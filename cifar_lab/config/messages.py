@@ -25,6 +25,7 @@ COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError, Recursio
 
 
 _NO_OPTION = "Config group override must be a string"
+_NO_PLUGIN = "Invalid plugin"
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
@@ -83,8 +84,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
 
 def is_about_input(error: Exception) -> bool:
     """Whether an error out of Hydra, or out of what it called, is about what a person typed."""
-    known = isinstance(error, InputError | HydraException | OmegaConfBaseException)
-    return known or _NO_OPTION in str(error)
+    kinds = InputError | HydraException | OmegaConfBaseException | RecursionError
+    return isinstance(error, kinds) or any(said in str(error) for said in (_NO_OPTION, _NO_PLUGIN))
 
 
 def _chooses(override: str) -> bool:

@@ -13,7 +13,12 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from cifar_lab.config.compose import PARTS_LEFT_OUT_BY_NULL, run_config, typed_overrides
+from cifar_lab.config.compose import (
+    PARTS_LEFT_OUT_BY_NULL,
+    plain,
+    run_config,
+    typed_overrides,
+)
 from cifar_lab.config.messages import suggestion
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_has_target, check_target, locate, target_nodes
@@ -236,6 +241,15 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
         name = cfg.hydra.runtime.choices.get("sweep")
         what = f"sweep={name}" if name else "hydra.sweeper.params"
         raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
+
+
+def check_hydra_callbacks(hydra: DictConfig) -> None:
+    """Raises InputError for what Hydra would stumble over when the run folder is there."""
+    for name, node in plain(hydra.callbacks).items() if hydra.callbacks else ():
+        path = f"hydra.callbacks.{name}"
+        if not isinstance(node, dict):
+            raise InputError(f"{path}={node}: must be a node with a _target_")
+        check_target(path, node)
 
 
 def check_shared_folder(cfg: DictConfig, world: World) -> None:

@@ -119,6 +119,15 @@ LINES: list[tuple[tuple[str, ...], str]] = [
         )
     ],
     (("+hydra.job.env_set.A=${nope:1}",), "hydra.job.env_set.A: Unsupported interpolation type"),
+    (("+hydra.callbacks.x=5",), "hydra.callbacks.x=5: must be a node with a _target_"),
+    (("+hydra.callbacks.x._target_=nope.X",), "hydra.callbacks.x._target_=nope.X: No module named"),
+    # of a sweep
+    *[
+        (("-m", "seed=0,1", f"{key}=${{nope}}"), f"{key}: Interpolation key 'nope' not found")
+        for key in ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.dir", "sweep.slots")
+    ],
+    (("-m", "seed=0,1", "hydra.sweeper.params=5"), "hydra.sweeper.params=5: must be keys and"),
+    (("-m", "seed=0,1", "hydra.launcher._target_=nope.X"), "Invalid plugin 'nope.X'"),
     # parts of another kind
     *[
         ((f"+{group}.x._target_={target}",), f"{group}.x._target_: gives {given}; must give a ")

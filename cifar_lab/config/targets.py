@@ -265,9 +265,10 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
 
 
 def takes_tensor(hint: Any) -> bool:
-    """Whether a tensor is among what a type hint takes."""
+    """Whether a type hint takes a tensor, or null, and nothing else."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.Tensor in (hint, *get_args(hint))
+    taken = {*(get_args(hint) or [hint])} - {NoneType}
+    return torch is not None and taken == {torch.Tensor}
 
 
 def _is_number(value: Any) -> bool:
@@ -309,6 +310,8 @@ def _in_words(hint: Any) -> str:
         return "a dictionary"
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
         inner = _in_words(arguments[0]) if arguments else ""
+        if origin is tuple and Ellipsis not in arguments:
+            return f"a list of {len(arguments)} ({inner} each)" if inner else "a list"
         return f"a list ({inner} each)" if inner else "a list"
     return ""
 

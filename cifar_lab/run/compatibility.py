@@ -86,7 +86,9 @@ def check(config: dict[str, Any]) -> None:
         _check_selection(config)
     node = config["scheduler"]
     schedule = _Callback("scheduler", locate("scheduler", node["_target_"]), node)
-    if schedule.node.get("monitor") is not None:
+    if (monitor := schedule.node.get("monitor")) is not None:
+        if not isinstance(monitor, str):
+            raise InputError(f"scheduler.monitor={monitor}: must be a metric's name, e.g. val/loss")
         _check_monitor(schedule, config, _metrics(callbacks))
 
 

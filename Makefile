@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@./.ci/setup $(VENV)
 	@touch $@
 
-quickstart: setup  ## the main job on synthetic data: no download, no GPU, about a minute
+quickstart: setup  ## the main job on synthetic data: no download, no GPU, about a minute on two CPU cores
 	@$(PYTHON) -m cifar_lab experiment=quickstart $(ARGS)
 
 train: setup  ## one run on CIFAR-10: make train ARGS="data.root=... model=resnet10"
@@ -30,8 +30,8 @@ dashboard: setup  ## TensorBoard on outputs/, on this machine only
 bench: setup  ## ours against a bare loop, the original report's and a template: make bench ARGS=--short
 	@$(PYTHON) -m benchmarks $(ARGS)
 
-test: setup  ## the quick tests
-	@$(PYTHON) -m pytest -m "not slow" $(ARGS)
+test: setup  ## the quick tests, on up to four cores (ARGS=-n0: on one)
+	@$(PYTHON) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: setup  ## also the slow ones
 	@$(PYTHON) -m pytest $(ARGS)
@@ -47,7 +47,7 @@ check: setup docs  ## format, lint, types, import contract, the API's pages
 	@$(VENV)/bin/lint-imports
 
 docs: setup  ## the API's pages in docs/api/, from the docstrings
-	@$(VENV)/bin/pdoc --docformat google --output-directory docs/api cifar_lab '!cifar_lab.sweep.preload'
+	@$(VENV)/bin/python .ci/pages.py docs/api
 
 format: setup  ## rewrite the files as `make check` wants them
 	@$(VENV)/bin/ruff format .

@@ -22,12 +22,13 @@ from pathlib import Path
 
 from benchmarks.arguments import read
 from benchmarks.session import Session
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints, writes; 1 where a contender failed, 2 for wrong input, 130 for Ctrl-C."""
+    streams.open_missing()
     signals.install()
     try:
         given = read(sys.argv[1:] if arguments is None else arguments, __doc__)

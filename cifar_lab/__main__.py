@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted, JobFailed
 from cifar_lab.records import credentials, processes
 
@@ -35,21 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: failed or diverged. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
+    streams.open_missing()
     signals.install()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     credentials.learn_arguments(arguments)
     try:
-        from cifar_lab.config.overrides import as_typed, flags_first
-
-        world = processes.settle()
-        arguments = flags_first(as_typed(arguments))
-        if world.launcher == "lightning":
-            arguments = _without_repeated_folder(arguments)
-        else:
-            arguments = _checked(arguments)
-        if any(argument.startswith("-") for argument in arguments):
-            return _through_hydra(arguments)
-        return _one_run(arguments)
+        with signals.prevailing():
+            return _run(arguments)
     except InputError as error:
         from cifar_lab.config.files import with_place
 
@@ -69,6 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _run(arguments: list[str]) -> int:
+    from cifar_lab.config.overrides import as_typed, flags_first
+
+    world = processes.settle()
+    arguments = flags_first(as_typed(arguments))
+    if world.launcher == "lightning":
+        arguments = _without_repeated_folder(arguments)
+    else:
+        arguments = _checked(arguments)
+    if any(argument.startswith("-") for argument in arguments):
+        return _through_hydra(arguments)
+    return _one_run(arguments)
+
+
 def _without_repeated_folder(arguments: list[str]) -> list[str]:
     """What the first process of a run gave, without the folder that Lightning adds in quotes.
 
@@ -81,8 +87,10 @@ def _without_repeated_folder(arguments: list[str]) -> list[str]:
 
 def _checked(arguments: list[str]) -> list[str]:
     """The arguments, ``-m`` for ``hydra.mode=MULTIRUN``; InputError for what would be ignored."""
+    from cifar_lab.config.messages import check_flags
     from cifar_lab.config.overrides import check_mode, check_renamed, check_unique
 
+    check_flags(arguments)
     flags = {argument for argument in arguments if argument.startswith("-")}
     overrides = [argument for argument in arguments if argument not in flags]
     for override in overrides:
@@ -142,13 +150,9 @@ def _through_hydra(arguments: list[str]) -> int:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from cifar_lab.config.compose import (
-        register,
-        searchpath_override,
-        typed_overrides,
-    )
+    from cifar_lab.config.compose import register, typed_overrides
     from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
-    from cifar_lab.config.overrides import normalized
+    from cifar_lab.config.overrides import normalized, searchpath_override
     from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 
     gc.enable()  # a sweep's supervisor lives long, and composes all the while
@@ -236,6 +240,14 @@ def _collect_again() -> None:
         gc.enable()
 
 
+def _import_from_here() -> None:
+    """As ``python -m`` does: what lies in the working directory can be imported."""
+    with suppress(FileNotFoundError):  # it has been removed
+        here = os.getcwd()
+        if not sys.flags.safe_path and not {here, ""} & set(sys.path):
+            sys.path.insert(0, here)
+
+
 def entry_point() -> NoReturn:
     """`main` in a process of its own, without what the interpreter does in vain.
 
@@ -243,6 +255,8 @@ def entry_point() -> NoReturn:
     at the end Python would take both apart again, for another 1.4 s.
     """
     gc.disable()
+    _import_from_here()
+    streams.open_missing()
     credentials.guard_streams()
     status = main()
     # what its own end does before that: threads, what others registered, the streams

@@ -7,10 +7,8 @@ given a temporary folder of links, named by when a run began and what was varied
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
-import socket
 import sys
 import tempfile
 import time
@@ -19,13 +17,21 @@ from contextlib import redirect_stderr
 from os import walk
 from pathlib import Path
 
-from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import Parser, run_command
+from cifar_lab.config.port import HOST, listen, port_of
+from cifar_lab.errors import InputError
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
+_USAGE = "python -m cifar_lab.dashboard [PATH] [--port N]"
+_HELP = f"""{__doc__}
+    {_USAGE}
+
+PATH    runs and sweeps below it (outputs)
+--port  6006, or the next one that is free
+"""
 EVENTS = "tensorboard"  # in a run folder
 SWEEP_FILE = "sweep.json"
-HOST, FIRST_PORT, PORTS = "127.0.0.1", 6006, 20
+FIRST_PORT = 6006
 POLL_S = 5.0
 # outputs/runs/2026-11-22/15-54-34-1a2b3c, and likewise a sweep's
 _STARTED = re.compile(r"\d{4}-(?P<day>\d\d-\d\d)/(?P<hour>\d\d)-(?P<minute>\d\d)-\d\d-\w+$")
@@ -35,21 +41,15 @@ _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C (130) or SIGTERM (143); 2 where PATH is no folder."""
-    signals.install()
-    parser = argparse.ArgumentParser(prog="python -m cifar_lab.dashboard", description=__doc__)
-    parser.add_argument("path", nargs="?", default="outputs", help="runs and sweeps below it")
-    parser.add_argument(
-        "--port", type=int, help=f"default: {FIRST_PORT}, or the next one that is free"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        serve(Path(options.path), port=options.port)
-    except InputError as error:
-        print(f"cifar_lab: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print("\ncifar_lab: dashboard ended", file=sys.stderr)
-        return stop.exit_status
+    return run_command(arguments, _dashboard, text=_HELP, stopped="dashboard ended")
+
+
+def _dashboard(words: list[str]) -> int:
+    parser = Parser(_USAGE)
+    parser.add_argument("path", nargs="?", default="outputs")
+    parser.add_argument("--port", type=int)
+    given = parser.parse_args(words)
+    serve(Path(given.path), port=given.port)
     return 0
 
 
@@ -63,9 +63,8 @@ def serve(root: Path, *, port: int | None) -> None:
         raise InputError(
             f"PATH={root}: there is no such folder; give one that holds runs, such as outputs"
         )
-    if port is not None and not 0 < port < 2**16:
-        raise InputError(f"--port={port}: must lie in 1..65535; leave it out for a free one")
-    port = free_port() if port is None else port
+    with listen(port, first=FIRST_PORT) as free:  # TensorBoard opens one by its number
+        port = port_of(free)
     with tempfile.TemporaryDirectory(prefix="cifar_lab-dashboard-") as folder:
         links = Links(root.resolve(), Path(folder))
         links.refresh()
@@ -163,18 +162,6 @@ def _varied(run: Path) -> str:
         words.pop()
         name = " ".join([*words, "…"])
     return name or "defaults"
-
-
-def free_port() -> int:
-    """6006, or the first one after it that nobody listens on, or else any."""
-    for port in (*range(FIRST_PORT, FIRST_PORT + PORTS), 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise InputError("--port: no free port on this machine")
 
 
 def _launch(folder: str, port: int) -> str:

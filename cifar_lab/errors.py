@@ -46,3 +46,9 @@ class JobFailed(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.reason}; folder: {self.folder}"
+
+
+def memory_ran_out(error: str) -> bool:
+    """Whether an error, as a record has it, is of too little memory: on the CPU or on a device."""
+    words = ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator", "out of memory")
+    return any(word in error for word in words)

@@ -204,7 +204,7 @@ def _print_head(run: Run, data: DataModule, given: argparse.Namespace, console: 
 
     described = describe_data(run.record.data)
     where = f"its own test images ({described})" if given.data is None else given.data
-    tta = given.tta or run.config.get("tta", "none")
+    tta = _tta(run, given)
     extra = "" if tta == "none" else f", mean of the logits over the views of tta={tta}"
     for name, value in (
         ("run", str(run.folder)),
@@ -212,6 +212,11 @@ def _print_head(run: Run, data: DataModule, given: argparse.Namespace, console: 
         ("data", where),
     ):
         console.print(f"{name:<15}{value}", soft_wrap=True, markup=False)
+
+
+def _tta(run: Run, given: argparse.Namespace) -> str:
+    """What is used: the run's own, where none is asked for."""
+    return given.tta or str(run.config.get("tta", "none"))
 
 
 def _json(
@@ -226,11 +231,12 @@ def _json(
     for place, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
         one = as_json(evaluated[place]) if evaluated else {}
         one |= {"run": str(run.folder), "checkpoint": str(run.checkpoint), "digest": run.digest}
+        one["tta"] = _tta(run, given)
         if name in tables:
             one["corruptions"] = robustness_json(tables[name])
         found.append(one)
     together = as_json(evaluated[-1]) if len(evaluated) > len(runs) else None
-    return {"data": given.data, "tta": given.tta, "runs": found, "ensemble": together}
+    return {"data": given.data, "runs": found, "ensemble": together}
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

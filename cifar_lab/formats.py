@@ -49,6 +49,21 @@ def images_per_s(rate: float) -> str:
     return f"{rate:,.0f} images/s"
 
 
+def csv_cell(value: object) -> object:
+    """A value as a spreadsheet may be given it: text that it would take for a formula has a ``'``.
+
+    A folder's or a class's name may come from anybody; numbers stay what they are. Source:
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, whole_s = divmod(round(seconds), 60)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from cifar_lab.config.command import Parser, run_command
 from cifar_lab.errors import InputError
+from cifar_lab.formats import csv_cell
 
 if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
@@ -45,11 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done. 1: a picture couldn't be read. 2: wrong input. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    try:
-        return run_command(arguments, lambda words: _predict(_parse(words)), text=__doc__)
-    except BrokenPipeError:  # `| head`: the reader has what it wanted
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
-        return 0
+    return run_command(arguments, lambda words: _predict(_parse(words)), text=__doc__)
 
 
 def _predict(given: argparse.Namespace) -> int:
@@ -123,7 +119,7 @@ def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.
         for one in found:
             cells = [cell for pair in one.top(classes, count) for cell in pair]
             cells += [""] * (2 * count - len(cells))
-            writer.writerow([one.name, *cells, one.error or ""])
+            writer.writerow(map(csv_cell, [one.name, *cells, one.error or ""]))
         return
     width = max((len(one.name) for one in found), default=0)
     for one in found:

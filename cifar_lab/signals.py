@@ -38,6 +38,19 @@ def install() -> None:
 
 
 @contextmanager
+def prevailing() -> Iterator[None]:
+    """An error that a signal led to is `Interrupted`: an import that it broke off says anything."""
+    global _received
+    _received = None
+    try:
+        yield
+    except Exception as error:
+        if _received is not None:
+            raise Interrupted(_received) from error
+        raise
+
+
+@contextmanager
 def deferred() -> Iterator[None]:
     """While it lasts the first signal is kept for `poll`."""
     global _deferring, _received

@@ -22,14 +22,28 @@ def pytest_configure() -> None:
     """Signals arrive in the tests and in what they start, however the suite was started.
 
     In `make test &` of a script SIGINT is ignored; what is started from there inherits that, and a
-    run is right to keep it.
+    run is right to keep it. Processes of tests that share the cores have one thread each: OpenMP's
+    others spin where they wait.
     """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read where torch is imported
     for signum, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGTERM, signal.SIG_DFL),
     ):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU skip where there is none."""
+    of_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in of_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
@@ -133,4 +147,5 @@ def started(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """For child processes: one thread each, this repository importable."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **more}
+    path = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}

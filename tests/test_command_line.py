@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,3 +318,28 @@ def test_ranks_of_a_ddp_run_agree_with_one_process(tmp_path: Path) -> None:
     assert (record["status"], record["steps"]) == ("finished", 16)
     assert len(np.load(run_dir / "predictions.npz")["labels"]) == 200
     assert os.listdir(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_stops_a_run_with_workers_in_order(tmp_path: Path) -> None:
+    """As ``timeout`` and a cluster's cancel send it: to the workers of the loader, too."""
+    run_dir = tmp_path / "run"
+    loader = ("data.loader=torchvision", "data.workers=2", "trainer.max_epochs=300")
+    command = ["timeout", "600", sys.executable, "-m", "cifar_lab", *merged(*TINY, *loader)]
+    process = subprocess.Popen(
+        [*command, f"hydra.run.dir={run_dir}"],
+        env=environment(),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (run_dir / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert record_of(run_dir)["status"] == "interrupted"
+    assert err.strip().splitlines()[-1].startswith("cifar_lab: to continue: ")
+    with pytest.raises(ProcessLookupError):  # nothing of the group is left
+        os.killpg(process.pid, 0)

@@ -4,21 +4,15 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from cifar_lab import dashboard
-from cifar_lab.dashboard import Links, free_port, runs_below, short_name
+from cifar_lab.dashboard import Links, runs_below, short_name
 from cifar_lab.records.record import SCHEMA
-from tests.conftest import environment
-from tests.support.dashboard import served
+from tests.support.served import served
 
 DAY = "outputs/runs/2026-11-22"
 SWEEP = "outputs/sweeps/2026-11-21/08-30-00-abcdef"
@@ -110,22 +104,6 @@ def test_nothing_is_looked_for_below_a_run(tmp_path: Path) -> None:
     assert list(runs_below(tmp_path)) == [run]
 
 
-@contextmanager
-def listening(port: int) -> Iterator[int]:
-    with socket.socket() as taken:
-        taken.bind((dashboard.HOST, port))
-        taken.listen()
-        yield taken.getsockname()[1]
-
-
-def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listening(0) as port:
-        monkeypatch.setattr(dashboard, "FIRST_PORT", port)
-        assert free_port() != port
-        monkeypatch.setattr(dashboard, "PORTS", 1)
-        assert free_port() not in (0, port)
-
-
 @pytest.mark.parametrize("arguments", [["nowhere"], ["a_file"], [".", "--port", "70000"]])
 def test_wrong_input_is_one_line_and_status_2(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -143,7 +121,7 @@ def test_it_serves_this_machine_only_and_ends_cleanly(
     tmp_path: Path, signum: int, status: int
 ) -> None:
     make_run(tmp_path / "out" / "a", "seed=1")
-    with served(tmp_path / "out", TMPDIR=str(tmp_path)) as (process, address):
+    with served("dashboard", tmp_path / "out", TMPDIR=str(tmp_path)) as (process, address):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
         with urlopen(f"{address}data/logdir", timeout=20) as answer:
             assert answer.status == 200
@@ -153,18 +131,3 @@ def test_it_serves_this_machine_only_and_ends_cleanly(
         assert process.stderr.read().strip() == "cifar_lab: dashboard ended"
     # the folder of links is gone
     assert [path.name for path in tmp_path.iterdir() if "dashboard" in path.name] == []
-
-
-def test_a_port_that_is_asked_for_and_taken_is_wrong_input(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with listening(0) as port:
-        done = subprocess.run(
-            [sys.executable, "-m", "cifar_lab.dashboard", "out", "--port", str(port)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 2
-    assert f"--port={port}: " in done.stderr
-    assert len(done.stderr.splitlines()) == 1

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cifar_lab.dashboard import free_port
+from cifar_lab.config.port import listen, port_of
 from cifar_lab.data.dataset import CLASSES
 from cifar_lab.training.loggers.tensorboard import RESULTS
 from tests.conftest import TINY, environment, merged, record_of
-from tests.support.dashboard import served
+from tests.support.served import served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -85,14 +85,14 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sweep(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The dashboard of the sweep's own folder."""
-    with served(Path(runs["root"]["path"]) / "sweeps" / "depth") as (_, address):
+    with served("dashboard", Path(runs["root"]["path"]) / "sweeps" / "depth") as (_, address):
         yield address
 
 
 @pytest.fixture(scope="module")
 def everything(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The dashboard of all runs."""
-    with served(Path(runs["root"]["path"])) as (_, address):
+    with served("dashboard", Path(runs["root"]["path"])) as (_, address):
         yield address
 
 
@@ -216,7 +216,8 @@ def test_the_graph_shows_the_network(page: Any, sweep: str, artefacts: Path) -> 
 
 def test_plain_tensorboard_works_too(page: Any, runs: dict[str, dict[str, Any]]) -> None:
     """Without short names, and with the reader that is written in Python."""
-    port = str(free_port())
+    with listen(None, first=6006) as free:
+        port = str(port_of(free))
     options = ("--logdir", runs["root"]["path"], "--host", "127.0.0.1", "--port", port)
     process = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *options, "--load_fast=false"],

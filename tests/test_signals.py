@@ -45,6 +45,24 @@ def test_tests_that_send_signals_hold_in_a_suite_that_runs_in_the_background(
     assert done.returncode == 0, done.stdout
 
 
+def test_an_error_that_a_signal_led_to_is_the_signals() -> None:
+    """An import that is broken off may end in any error, and be tried again."""
+
+    def broken_off(signum: int) -> None:
+        try:
+            signal.raise_signal(signum)
+        except Interrupted as stop:
+            raise RecursionError from stop
+
+    signals.install()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        with pytest.raises(Interrupted) as stopped, signals.prevailing():
+            broken_off(signum)
+        assert stopped.value.exit_status == 128 + signum
+    with pytest.raises(RecursionError), signals.prevailing():  # that one was another's
+        raise RecursionError
+
+
 def test_a_run_that_was_started_with_a_signal_ignored_keeps_that() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signals.install()

@@ -41,3 +41,11 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
     (elsewhere / "run").rename(tmp_path / "moved")
     measured = json.loads(run("-m", "cifar_lab.evaluate", str(tmp_path / "moved"), "--json"))
     assert measured["runs"][0]["accuracy"] == record["metrics"]["test/acc"]
+    # its conf/ alone, and one process for both
+    both = (
+        "import sys; from cifar_lab import export, reproduce; given = sys.argv[1:]\n"
+        "sys.exit(export.main([*given, '--format', 'safetensors']) or reproduce.main(given))"
+    )
+    said = run("-c", both, str(tmp_path / "moved"))
+    assert said.rstrip().endswith("reproduced to the bit")
+    assert (tmp_path / "moved" / "export" / "model.safetensors").exists()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def run_command(
     *,
     text: str | None,
     prefix: str = "cifar_lab: ",
+    stopped: str | None = None,
 ) -> int:
     """Runs a command; returns its exit status: its own, 2 for wrong input, 130 or 143 when stopped.
 
@@ -39,19 +41,27 @@ def run_command(
         command: the arguments -> the exit status.
         text: what ``--help`` prints.
         prefix: of the line that says what is wrong.
+        stopped: what is said where a signal is the way to end it.
     """
+    streams.open_missing()
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if {"-h", "--help"} & set(words):
             print(text)
             return 0
-        return command(words)
+        with signals.prevailing():
+            return command(words)
     except InputError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
+        if stopped:
+            print(f"\n{prefix}{stopped}", file=sys.stderr)
         return stop.exit_status
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+        return 0
 
 
 def table_console() -> Console:

@@ -6,8 +6,7 @@ configuration can be built. The numbers live in ``conf/`` and nowhere else.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from cifar_lab.config import files
 from cifar_lab.config.ingredients import points, with_ablation
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.names import job_name
-from cifar_lab.config.overrides import check_folder, check_merged, hydra_quoted, normalized
+from cifar_lab.config.overrides import check_merged, normalized, searchpath_override
 from cifar_lab.config.schema import CONFIG_NAME, TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 from cifar_lab.records import weights
@@ -51,16 +50,6 @@ def register() -> None:
         OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True)
         OmegaConf.register_new_resolver("job_name", job_name)
         OmegaConf.register_new_resolver("ablation_points", points)
-
-
-def searchpath_override(overrides: Sequence[str]) -> list[str]:
-    """Lets folders under ``./conf`` of the working directory join the search path."""
-    own = Path.cwd() / "conf"
-    given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
-    if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
-        return []
-    check_folder("the working directory", own)
-    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -98,20 +87,30 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def run_config(cfg: DictConfig) -> dict[str, Any]:
+def run_config(cfg: DictConfig, *, begun_with: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The resolved configuration of a run, without Hydra's node and the sweep's.
 
+    Args:
+        cfg: composed.
+        begun_with: what ``init_from`` stood for when the run began; None: it is looked at.
+
     Raises:
-        InputError: an interpolation that leads nowhere.
+        InputError: an interpolation that leads nowhere, or no weights where ``init_from`` says.
     """
+    known = {} if begun_with is None else {"init_from": dict(begun_with)}
     # key by key: a copy of all but that node takes seven times as long
-    config = {str(key): _resolved(cfg, str(key)) for key in cfg if key not in _OF_NO_RUN}
+    keys = [str(key) for key in cfg if key not in _OF_NO_RUN]
+    config = {key: known.get(key) or _resolved(cfg, key) for key in keys}
     learn(config)
     # as if there were none: records of before these keys are of the same runs
     if config.get("init_from") is None:
         unused = ("init_from", "init_strict")
         config = {key: value for key, value in config.items() if key not in unused}
-    return {key: value for key, value in config.items() if key != "freeze" or value}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in ("freeze", "distill", "hard_examples") or value
+    }
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:
@@ -160,6 +159,10 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
         value = weights.source_of(str(value))
     if key == "freeze":
         value = _patterns(value)
+    if key == "distill":
+        value = _distilled(value)
+    if key == "hard_examples":
+        value = _hard_examples(value)
     if key == "optimizer" and isinstance(value, dict) and not value.get("groups", True):
         del value["groups"]  # as if there were none: two runs that are the same have one digest
     if key == "trainer" and isinstance(value, dict):
@@ -170,6 +173,37 @@ def _resolved(cfg: DictConfig, key: str) -> Any:
     if key in PARTS_LEFT_OUT_BY_NULL and isinstance(value, dict):
         value = {name: part for name, part in value.items() if part is not None}
     return value.name if isinstance(value, Enum) else value
+
+
+def _distilled(value: Any) -> dict[str, Any] | None:
+    """With the files of the teachers; None where there is none."""
+    if not isinstance(value, dict) or value.get("from") is None:
+        return None
+    for name in ("temperature", "weight"):
+        number = value.get(name)
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise InputError(f"distill.{name}={number}: must be a number")
+    trust = value.get("trust") or []
+    if not isinstance(trust, list) or not all(isinstance(module, str) for module in trust):
+        raise InputError(f"distill.trust={trust}: must be a list of modules, as in [nets]")
+    return {**value, "from": weights.teachers_of(value["from"])}
+
+
+def _hard_examples(value: Any) -> dict[str, Any] | None:
+    """None where every image of a batch trains."""
+    if not isinstance(value, dict) or value.get("share") is None:
+        return None
+    share, every, proxy = value["share"], value.get("every"), value.get("proxy")
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        raise InputError(f"hard_examples.share={share}: must be a number in (0, 1), or null")
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise InputError(f"hard_examples.every={every}: must be an integer, at least 1")
+    if not isinstance(proxy, dict) or not proxy:
+        raise InputError(
+            f"hard_examples.proxy={'null' if proxy is None else proxy}: must be arguments of model "
+            "that make a smaller network of it, e.g. 'hard_examples.proxy={width: 16}'"
+        )
+    return value
 
 
 def _patterns(value: Any) -> list[str]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config import files
+from cifar_lab.config.known_keys import alias, meant_by, said_of_unknown
 from cifar_lab.config.names import _is_number
-from cifar_lab.config.schema import CONFIG_NAME, conf_dir
+from cifar_lab.config.schema import conf_dir
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import flatten
 
 # What Hydra raises for input that it can't compose; ValueError for a group that is no text.
 # RecursionError for files whose defaults lead back to themselves.
@@ -33,6 +31,10 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
     text = str(error)
     if isinstance(error, InputError):
         return error
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return InputError(
+            f"{error.override}: must be key=value, without spaces around =; --help lists the keys"
+        )
     if isinstance(error, OverrideParseException):
         return InputError(
             f"{error.override}: can't be read as key=value ({first_line(text)}); "
@@ -64,6 +66,10 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
         return InputError(f"{files.shown(where)}: {reason}")
     if match := re.search(r"Could not delete (?:from config\. )?'([^']+)'", text):
         return InputError(f"~{match.group(1)}: there is nothing of this name to leave out")
+    if match := re.search(r"Multiple values for ([^\s.]+)", text):
+        group = match.group(1)
+        given = next((o for o in overrides if o.startswith(f"+{group}=")), f"+{group}=")
+        return InputError(f"{given}: the group has an option; give it without +: {given[1:]}")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return InputError(f"+{match.group(1)}: the key exists; give it without +")
     patterns = (
@@ -115,7 +121,9 @@ def _one_line(text: str) -> str:
 
 def first_line(text: str) -> str:
     """The first line that says something, without its full stop."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "").rstrip(".")
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "").rstrip(".")
+    # of OmegaConf's, around what the resolver said
+    return re.sub(r"^\w+ raised while resolving interpolation: [\"']?(.*?)[\"']?$", r"\1", line)
 
 
 def _missing_option(text: str) -> InputError | None:
@@ -128,8 +136,30 @@ def _missing_option(text: str) -> InputError | None:
     available = [line.split()[0] for line in options.group(1).splitlines() if line.split()]
     return InputError(
         f"{group}={name}: no such option{suggestion(name, available)}; "
-        f"available: {', '.join(available)}"
+        f"available: {', '.join(available)}; {_way_on(group, name)}"
     )
+
+
+# Groups whose parts a library has: how one of them is given without a file.
+_OF_A_LIBRARY = {
+    "model": "one of torchvision's is model._target_=torchvision.models.resnet18 ~model.width "
+    "~model.dropout, one of timm's model=timm model.name=resnet18",
+    "data": "pictures in class folders are data=folders data.root=FOLDER",
+    "loss": "one of torch's is loss._target_=torch.nn.MultiMarginLoss ~loss.label_smoothing",
+    "optimizer": "one of torch's is optimizer=adamw optimizer._target_=torch.optim.NAdam "
+    "~optimizer.fused",
+    "scheduler": "one of torch's is scheduler=none "
+    "scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler.step_size=100",
+    "logger": "one of Lightning's is +logger.mine._target_=lightning.pytorch.loggers.WandbLogger",
+    "callbacks": "one of Lightning's is +callbacks.mine._target_=lightning.pytorch.callbacks.Timer",
+    "monitors": "one of Lightning's is "
+    "+monitors.mine._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+}
+
+
+def _way_on(group: str, name: str) -> str:
+    own = f"your own goes into conf/{group}/{name}.yaml (docs/extending.md)"
+    return f"{_OF_A_LIBRARY[group]}; {own}" if group in _OF_A_LIBRARY else own
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
@@ -139,31 +169,73 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
         check_renamed(key)  # in a file of the person's own
     except InputError as renamed:
         return renamed
-    return InputError(f"{key}: unknown key{suggestion(key, _known_keys(overrides))}; see --help")
+    return InputError(f"{key}: unknown key{said_of_unknown(key, overrides)}; see --help")
 
 
-def _known_keys(overrides: Sequence[str]) -> list[str]:
-    # the keys of what the person chose, as far as it composes: choices of groups have no dot
-    chosen = [o for o in overrides if "." not in o.partition("=")[0] and "=" in o]
-    for choice in (chosen, []):
-        GlobalHydra.instance().clear()
-        initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
-        try:
-            cfg = hydra_compose(CONFIG_NAME, overrides=choice)
-        except (HydraException, OmegaConfBaseException):
+# Hydra's, which argparse takes by their beginnings too.
+# fmt: off
+_FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p",
+    "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp",
+    "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
+)
+# fmt: on
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raises InputError for a flag that there is none of here, with what is meant by it.
+
+    Args:
+        arguments: with all flags before the overrides.
+    """
+    given = {
+        f"{flag} {value if equals else after}": value if equals else after
+        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        for flag, equals, value in [argument.partition("=")]
+        if flag in _OF_ANOTHER_ROOT
+    }
+    for flag, where in sorted(given.items(), key=lambda one: ".hydra" not in one[1]):
+        raise InputError(f"{flag}: {_instead_of_another_root(where)}")
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        known = flag in _FLAGS or (len(flag) > 3 and any(f.startswith(flag) for f in _FLAGS))
+        if known or not argument.startswith("-"):
             continue
-        container = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(container, dict)
-        leaves = [key for key, _ in flatten(container)]
-        groups = {key.rpartition(".")[0] for key in leaves} - {""}
-        return sorted({*leaves, *groups, "experiment", "debug"})
-    return []
+        word = meant_by(flag.lstrip("-").replace("-", "_"))
+        near = difflib.get_close_matches(flag, _FLAGS, n=1, cutoff=0.8)
+        if word and not near and equals and "=" not in word:
+            word = f"{word}={value}"
+        meant = near[0] if near else word
+        said = f" (did you mean {meant}?)" if meant else ""
+        raise InputError(
+            f"{argument}: no such flag{said}; settings are key=value without dashes, and --help "
+            "lists them"
+        )
+
+
+# The schema, the checks and the sweeps are of conf/config.yaml.
+_OF_ANOTHER_ROOT = (*("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),)
+
+
+def _instead_of_another_root(where: str) -> str:
+    from cifar_lab.records.record import RunRecord, command_line
+
+    hydra = next((p for p in (Path(where), *Path(where).parents) if p.name == ".hydra"), None)
+    if hydra is not None:
+        with suppress(OSError, ValueError):
+            overrides = RunRecord.read(hydra.parent).overrides
+            again = command_line([o for o in overrides if not o.startswith("hydra.run.")])
+            return f"to repeat that run in a folder of its own: {again}"
+    return (
+        "there is one root, config.yaml; an experiment of your own is conf/experiment/NAME.yaml "
+        "beside you, chosen with experiment=NAME"
+    )
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
     """`` (did you mean ...?)`` with the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not near and "." not in word:
-        # a bare `lr` means `optimizer.lr`
-        near = [key for key in known if key.rpartition(".")[2] == word][:1]
+    here = (alias(word) or "").rpartition(".")[2]
+    by_case = [name for name in known if name.lower() == word.lower()]
+    near = [here] if here in known else by_case
+    near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""

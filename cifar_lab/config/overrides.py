@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab.config.schema import TRAINER_DEFAULTS, Root
+from cifar_lab.config.schema import TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 
 # Groups that may be left out, each with an option that says so.
@@ -120,6 +120,16 @@ def check_folder(key: str, path: Path) -> Path:
             "character, no ${ and no bytes that are not UTF-8; choose another folder"
         )
     return path
+
+
+def searchpath_override(overrides: Sequence[str]) -> list[str]:
+    """Lets folders under ``./conf`` of the working directory join the search path."""
+    own = Path.cwd() / "conf"
+    given = any(re.match(r"\+*hydra\.searchpath=", override) for override in overrides)
+    if given or not own.is_dir() or own.resolve() == conf_dir().resolve():
+        return []
+    check_folder("the working directory", own)
+    return [f"hydra.searchpath=[{hydra_quoted(f'file://{own}')}]"]
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:

@@ -111,10 +111,13 @@ class Root:
     steps_per_call: int | None = MISSING
     tta: str = MISSING
     ablation: str | None = MISSING
+    tuned_batch_size: int | None = MISSING
     resume: Resume = MISSING
     init_from: str | None = MISSING
     init_strict: bool = MISSING
     freeze: Any = MISSING
+    distill: Any = MISSING
+    hard_examples: Any = MISSING
     sweep: Sweep = field(default_factory=Sweep)
 
 

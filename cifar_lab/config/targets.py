@@ -32,9 +32,12 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
     # of timm the factory alone: the package has functions that unpickle files
     "model": ("cifar_lab.model", "torch.nn", "torchvision.models", "timm.create_model"),
     "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
-    "augment": ("cifar_lab.data.augment",),
+    "augment": ("cifar_lab.data.augment", "cifar_lab.data.auto_augment"),
     "loss": ("torch.nn",),
-    "optimizer": ("torch.optim", "cifar_lab.training.optimizers"),
+    "optimizer": (
+        *("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
+        "cifar_lab.training.schedule_free",
+    ),
     "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),
     "trainer": (
         "lightning.pytorch.Trainer",
@@ -51,11 +54,14 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
 _FUNCTIONS = (
     *("torchvision.models", "timm.models", "torch.nn.functional"),
     *("cifar_lab.training.schedules", "cifar_lab.training.optimizers"),
+    *("cifar_lab.training.schedule_free", "cifar_lab.model.timm_network"),
 )
 # Where a name from PARTS_OF_A_RUN was defined, if elsewhere.
 _DEFINED_IN = {"timm.create_model": "timm.models"}
 # Groups whose parts write files.
 _WRITING = ("trainer", "callbacks", "monitors", "logger")
+# Their arguments that Lightning takes from the working directory on.
+_FOLDERS = ("dirpath", "save_dir", "default_root_dir", "root_dir", "log_dir", "nvme_path")
 
 
 def target_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,12 +108,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
         given = 2 if path == "scheduler" and "interval" not in settings else 1
         runtime = set(list(parameters)[:given])
     known = [name for name in parameters if name not in runtime]
-    for name in arguments:
-        if name not in known and not takes_any:
-            raise InputError(
-                f"{path}.{name}: unknown key{suggestion(name, known)}; "
-                f"{node['_target_']} takes {', '.join(known)}"
-            )
+    unknown = [name for name in arguments if name not in known and not takes_any]
+    for name in unknown[:1]:
+        near = suggestion(name, known)
+        raise InputError(
+            f"{path}.{name}: unknown key{near}; {node['_target_']} takes {', '.join(known)}"
+            + ("" if near else left_out(path, unknown))
+        )
     if not node.get("_partial_", False):
         for name, parameter in parameters.items():
             required = parameter.default is parameter.empty and parameter.kind in (
@@ -117,6 +124,13 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             if required and name not in (*arguments, *runtime, *from_data):
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
     _check_types(path, target, arguments)
+
+
+def left_out(path: str, names: Sequence[str]) -> str:
+    """What to say of arguments that are of the target that an option had, before it was changed."""
+    if "[" in path:  # an entry of a list has no key
+        return ""
+    return "; leave out what was of another target: " + " ".join(f"~{path}.{n}" for n in names)
 
 
 def settings_beside(path: str, target: Any) -> tuple[str, ...]:
@@ -183,7 +197,8 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
     for key, value in flatten(config):
         if "${" in json.dumps(value):
             raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
-        if key.startswith(tuple(f"{group}." for group in _WRITING)) and _leads_out(value):
+        writes = key.startswith(tuple(f"{group}." for group in _WRITING))
+        if writes and (_leads_out(value) or (value and key.rpartition(".")[2] in _FOLDERS)):
             raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
 
 
@@ -284,8 +299,13 @@ def _in_words(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(str(item) for item in arguments)
     if origin in (Union, UnionType):
-        words = [word for argument in arguments if (word := _in_words(argument))]
-        return " or ".join(dict.fromkeys(words))
+        each = [word for argument in arguments if (word := _in_words(argument))]
+        # the names of several Literals are one list
+        words = [word for words in each for word in words.split(", ")]
+        if not words:
+            return ""
+        *first, last = dict.fromkeys(words)
+        return f"{', '.join(first)} or {last}" if first else last
     if inspect.isclass(origin or hint) and issubclass(origin or hint, Mapping):
         return "a dictionary"
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):

@@ -153,35 +153,24 @@ _LEAST = {
 }
 # Threads that no machine has; torch makes as many as it is told until memory ends.
 _MOST_THREADS = 1024
-_OUR_SCHEDULES = "cifar_lab.training.schedules."
 # Arguments of torch's schedules that are divided by or stand for a length.
 _ABOVE_0 = ("gamma", "step_size", "T_max", "T_0")
 
 
 def _check_schedule(node: dict[str, Any]) -> None:
-    """Shares of the fit and factors of ours; torch's take any number."""
-    ours = node["_target_"].startswith(_OUR_SCHEDULES)
+    """Of torch's, which take any number; ours check their own."""
+    if not node["_target_"].startswith("torch."):
+        return
     for name, value in node.items():
         if name == "milestones" and not (isinstance(value, list) and all(map(_is_count, value))):
             raise InputError(f"scheduler.{name}={_shown(value)}: must be a list of whole numbers")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or name == "last_epoch":
             continue
         given = f"scheduler.{name}={value}: must"
-        if ours and name in ("warmup_fraction", "decay_fraction") and not 0 <= value <= 1:
-            raise InputError(f"{given} lie in 0..1, a share of the fit")
-        if ours and name.endswith("_factor") and not 0 <= value <= 1:
-            raise InputError(f"{given} lie in 0..1, a factor on optimizer.lr")
-        if node["_target_"].startswith("torch.") and name != "last_epoch":
-            if name in _ABOVE_0 and value <= 0:
-                raise InputError(f"{given} be above 0")
-            if value < 0:
-                raise InputError(f"{given} be at least 0")
-    warmup, decay = node.get("warmup_fraction", 0), node.get("decay_fraction", 0)
-    if ours and warmup + decay > 1:
-        raise InputError(
-            f"scheduler.decay_fraction={decay}: must be at most {1 - warmup:g}, what "
-            f"scheduler.warmup_fraction={warmup} leaves of the fit"
-        )
+        if name in _ABOVE_0 and value <= 0:
+            raise InputError(f"{given} be above 0")
+        if value < 0:
+            raise InputError(f"{given} be at least 0")
 
 
 def _is_count(value: Any) -> bool:
@@ -221,6 +210,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
             "trainer.limit_test_batches=0: must be at least 1 batch (or a fraction), for a run "
             "ends with its test"
         )
+    tuned = config["tuned_batch_size"]
+    if tuned is not None and tuned < 1:
+        raise InputError(f"tuned_batch_size={tuned}: must be at least 1, or null")
     threads = config["threads"]
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise InputError(

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ KEYS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 2 for wrong input, 130 or 143 when stopped)."""
+    streams.open_missing()
     signals.install()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("cifar_lab.data").setLevel(logging.INFO)

@@ -10,7 +10,7 @@ epoch e depends on (seed, e, i) alone: not on batch size, workers, devices or a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import ClassVar, final
@@ -166,23 +166,30 @@ class RandomCrop(Transform):
 
 @final
 class Cutout(Transform):
-    """Sets a `size` x `size` square to the channel mean; it may reach over the edge.
+    """Sets a `size` x `size` square to the channel mean.
 
-    Source: arXiv:1708.04552.
+    Its centre is any pixel, so that it may reach over the edge (arXiv:1708.04552); with `inside`
+    it lies anywhere within the image, and always blanks as much (arXiv:2404.00498).
     """
 
     stage = Stage.NORMALIZED
 
-    def __init__(self, *, size: int) -> None:
+    def __init__(self, *, size: int, inside: bool = False) -> None:
         check_whole("augment.transforms.cutout.size", size, 0)
+        check_choice("augment.transforms.cutout.inside", inside, (True, False))
         self.size = size
+        self.inside = inside
 
     def check_size(self, size: int) -> None:
         """At most what blanks all of the image from any centre."""
-        check_whole("augment.transforms.cutout.size", self.size, 0, 2 * size)
+        most = size if self.inside else 2 * size
+        check_whole("augment.transforms.cutout.size", self.size, 0, most)
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 2) int64 in 0..size-1: the centre's row and column."""
+        if self.inside:
+            first = torch.randint(0, size - self.size + 1, (count, 2), generator=generator)
+            return first + self.size // 2
         return torch.randint(0, size, (count, 2), generator=generator)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,10 +326,19 @@ class Pipeline:
 
     Attributes:
         mixes: whether labels become (B, num_classes) float32.
+        sizes: (first epoch, side in pixels) of progressive resizing, ascending, from epoch 0 on:
+            what the batches of an epoch are resized to, after everything else; empty: they are as
+            large as the data's, as the last entry is too. Source: Howard's fast.ai entry to
+            DAWNBench (2018); arXiv:2104.00298, 4.
         num_classes: of the dataset that it has been fitted to.
     """
 
-    def __init__(self, *, transforms: Mapping[str, Transform | None]) -> None:
+    def __init__(
+        self,
+        *,
+        transforms: Mapping[str, Transform | None],
+        sizes: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         chosen = [(name, t) for name, t in transforms.items() if t is not None]
         for name, transform in chosen:
             if not isinstance(transform, Transform):
@@ -332,6 +348,7 @@ class Pipeline:
                 )
         self.transforms: dict[str, Transform] = dict(sorted(chosen, key=lambda c: c[1].stage))
         self.mixes = any(t.stage is Stage.MIXED for t in self.transforms.values())
+        self.sizes = _checked_sizes(sizes or ())
         self.num_classes = 0
         self._in_unit_range = any(t.stage is Stage.UNIT for t in self.transforms.values())
 
@@ -344,7 +361,16 @@ class Pipeline:
             )
         for transform in self.transforms.values():
             transform.check_size(height)
+        if self.sizes and (last := self.sizes[-1][1]) != height:
+            raise InputError(
+                f"augment.sizes={_shown(self.sizes)}: ends with images of {last} pixels, and the "
+                f"data's are {height}, which are tested; must end with {height}"
+            )
         self.num_classes = len(dataset.classes)
+
+    def side(self, epoch: int) -> int | None:
+        """What the batches of an epoch, from 0, are resized to; None: they stay as they are."""
+        return next((side for first, side in reversed(self.sizes) if first <= epoch), None)
 
     def draw(self, count: int, generator: Generator, size: int) -> dict[str, Tensor]:
         """All randomness for `count` samples (an epoch, usually), by transform, on the CPU.
@@ -414,6 +440,44 @@ class Pipeline:
             if transform.stage is stage:
                 images, labels = transform.apply(images, labels, draws[name])
         return images, labels
+
+
+def resized(images: Tensor, side: int | None) -> Tensor:
+    """(B, 3, side, side) of float (B, 3, H, H): each pixel the mean of the area that it covers."""
+    if side is None or side == images.shape[-1]:
+        return images
+    smaller = F.interpolate(images, size=(side, side), mode="area")
+    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    return smaller.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def _checked_sizes(sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    text = f"augment.sizes={_shown(sizes)}"
+    whole = [
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in pair)
+        for pair in sizes
+    ]
+    if not all(whole):
+        raise InputError(
+            f"{text}: must be a list of [first epoch, pixels of a side], as in "
+            "augment.sizes=[[0,16],[6,24],[12,32]]"
+        )
+    firsts, sides = [first for first, _ in sizes], [side for _, side in sizes]
+    if sizes and (firsts[0] != 0 or sorted(set(firsts)) != firsts):
+        raise InputError(f"{text}: must begin with epoch 0, and go on with later ones")
+    if sizes and (sorted(set(sides)) != sides or len(sides) < 2):
+        raise InputError(f"{text}: must name two sizes at least, each larger than the one before")
+    if sides and sides[0] < 4:
+        raise InputError(f"{text}: must be at least 4 pixels")
+    return tuple(zip(firsts, sides, strict=True))
+
+
+def _shown(sizes: Sequence[Sequence[int]]) -> str:
+    return str([list(p) if isinstance(p, Sequence) else p for p in sizes]).replace(" ", "")
 
 
 def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:

@@ -20,7 +20,7 @@ from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.copies import count_copies
 from cifar_lab.data.dataset import Dataset, Split, check_labels
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
-from cifar_lab.data.feed.epoch import EpochLoader, Multistep, Share
+from cifar_lab.data.feed.epoch import EpochLoader, Multistep, Share, epoch_order
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 
@@ -244,11 +244,27 @@ class DataModule(LightningDataModule, ABC):
         """The test images in stored order, all of them in every process."""
         return self._evaluation_loader("test", np.arange(len(self.dataset.test)))
 
+    def sample_dataloader(self, count: int | None) -> BatchLoader:
+        """Training images as they are stored, none of them held out, in whole training batches.
+
+        A random sample, the same in every process and every epoch of a fit: for statistics.
+
+        Args:
+            count: of images, at most; None: all. Fewer than make whole batches, or one batch.
+        """
+        order = epoch_order(len(self.train_indices), seed=self.seed, epoch=0, shuffle=True)
+        rows = self.train_indices[order.numpy()[:count]]
+        whole = len(rows) - len(rows) % self.batch_size
+        return self._evaluation_loader("train", rows[: whole or None], self.batch_size)
+
     def _evaluation_loader(
-        self, split: Literal["train", "test"], rows: NDArray[np.int64]
+        self,
+        split: Literal["train", "test"],
+        rows: NDArray[np.int64],
+        batch_size: int | None = None,
     ) -> BatchLoader:
         # not sharded: metrics are then exact, and the same in every process
-        size = self.eval_batch_size or self.batch_size
+        size = batch_size or self.eval_batch_size or self.batch_size
         share = Share(count=len(rows), batch_size=size, drop_last=False, rank=0, world_size=1)
         none = Pipeline(transforms={})
         return self._batch_loader(split, rows, share, pipeline=none, shuffle=False)

@@ -47,7 +47,7 @@ def read_picture(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
                 return _pixels(source, size)
-            content = _bounded(source) if isinstance(source, Path) else source
+            content = bounded(source) if isinstance(source, Path) else source
             if not content:
                 raise InputError("is empty")
             if len(content) > MOST_BYTES:
@@ -72,7 +72,8 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(image, wanted, method=Image.Resampling.BICUBIC)
 
 
-def _bounded(path: Path) -> bytes:
+def bounded(path: Path) -> bytes:
+    """What a file holds, as `read_bounded`; raises InputError for what is no file."""
     if not path.is_file():  # a folder; a pipe that nobody writes to would be waited for
         raise InputError("does not exist" if not path.exists() else "is no file")
     with open(path, "rb") as file:
@@ -97,9 +98,8 @@ def _pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own way to 8 cuts off all above 255
-        values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return eight_bits(image).convert("RGB")
     if image.mode == "F":
         raise InputError("has numbers with a point for pixels; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -107,6 +107,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 of a grey picture's 16 bits; Pillow's own way cuts off all above 255."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _reason(error: OSError) -> str:

@@ -18,6 +18,7 @@ _DPI = 110
 _BLUE, _VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's
 MOST_PICTURES = 100
 _COLUMNS = 5
+_MAP_ALPHA = 0.55
 
 
 def draw_reliability(before: Calibration, after: Calibration | None) -> Figure:
@@ -46,6 +47,15 @@ def draw_reliability(before: Calibration, after: Calibration | None) -> Figure:
     return figure
 
 
+def overlaid(pixels: NDArray[np.uint8], found: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A picture under an activation map: (3, H, W) and (H, W) in [0, 1] -> (3, H, W)."""
+    from matplotlib import colormaps
+
+    colors = np.asarray(colormaps["inferno"](found))[..., :3].transpose(2, 0, 1)
+    mixed = (1 - _MAP_ALPHA) * pixels + _MAP_ALPHA * 255 * colors
+    return np.asarray(mixed.round(), np.uint8)
+
+
 def draw_sheet(
     pictures: Sequence[NDArray[np.uint8]],
     captions: Sequence[str],
@@ -72,8 +82,7 @@ def draw_sheet(
         axes.imshow(picture, extent=(0, width, height, 0))
         if maps is not None:
             beside = (1.08 * width, 2.08 * width, height, 0)
-            axes.imshow(picture, extent=beside)
-            axes.imshow(maps[place], extent=beside, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+            axes.imshow(overlaid(pictures[place], maps[place]).transpose(1, 2, 0), extent=beside)
             axes.set_xlim(0, 2.08 * width)
         axes.set_axis_off()
         axes.set_title(captions[place].replace("$", r"\$"), fontsize=8)

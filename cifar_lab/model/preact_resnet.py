@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cifar_lab.errors import InputError
+from cifar_lab.model.options import apply_options
 from cifar_lab.model.resnet import MAX_STAGES, GlobalAveragePool, convolution_1x1
 from cifar_lab.model.stochastic_depth import drop_branches
 
@@ -68,6 +69,9 @@ class _Stages(nn.Module):
         stages: Sequence[tuple[int, int]],
         dropout: float,
         stochastic_depth: float,
+        bn_momentum: float,
+        train_scale: bool,
+        identity: bool,
         num_classes: int,
     ) -> None:
         # stages: (blocks, channels) of each; from the second on the map is halved
@@ -94,6 +98,13 @@ class _Stages(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        apply_options(
+            self,
+            self.stages,
+            bn_momentum=bn_momentum,
+            train_scale=train_scale,
+            identity=identity,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""
@@ -106,10 +117,11 @@ class PreActResNet(_Stages):
 
     Images (B, 3, H, W) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
     ``width * 2**i`` channels; from the second stage on its first block has stride 2.
+    ``bn_momentum``, ``train_scale`` and ``identity``: `apply_options`.
 
     Raises:
         InputError: num_blocks is empty, longer than 6 or holds a number below 1; width below 1;
-            stochastic_depth outside [0, 1).
+            stochastic_depth or bn_momentum outside [0, 1).
     """
 
     def __init__(
@@ -118,6 +130,9 @@ class PreActResNet(_Stages):
         num_blocks: Sequence[int],
         width: int,
         stochastic_depth: float,
+        bn_momentum: float = 0.9,
+        train_scale: bool = True,
+        identity: bool = False,
         num_classes: int = 10,
     ) -> None:
         if not 1 <= len(num_blocks) <= MAX_STAGES or min(num_blocks) < 1:
@@ -132,6 +147,9 @@ class PreActResNet(_Stages):
             stages=[(blocks, width * 2**i) for i, blocks in enumerate(num_blocks)],
             dropout=0.0,
             stochastic_depth=stochastic_depth,
+            bn_momentum=bn_momentum,
+            train_scale=train_scale,
+            identity=identity,
             num_classes=num_classes,
         )
 
@@ -146,6 +164,9 @@ class WideResNet(_Stages):
         width: the factor on the channels.
         dropout: between the two convolutions of a block, in [0, 1); 0.3 there where it is used.
         stochastic_depth: `drop_branches`.
+        bn_momentum: `apply_options`, as the next two.
+        train_scale: False: BatchNorm's weights stay 1.
+        identity: True: filters begin as the identity.
         num_classes: of the dataset.
 
     Raises:
@@ -159,6 +180,9 @@ class WideResNet(_Stages):
         width: int,
         dropout: float,
         stochastic_depth: float,
+        bn_momentum: float = 0.9,
+        train_scale: bool = True,
+        identity: bool = False,
         num_classes: int = 10,
     ) -> None:
         if depth < 10 or depth % 6 != 4:
@@ -173,5 +197,8 @@ class WideResNet(_Stages):
             stages=[(blocks, 16 * width), (blocks, 32 * width), (blocks, 64 * width)],
             dropout=dropout,
             stochastic_depth=stochastic_depth,
+            bn_momentum=bn_momentum,
+            train_scale=train_scale,
+            identity=identity,
             num_classes=num_classes,
         )

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cifar_lab.errors import InputError
+from cifar_lab.model.options import apply_options
 from cifar_lab.model.stochastic_depth import drop_branches
 
 # oneDNN's gradient of strided 1x1 convolutions of fewer channels writes out of bounds with
@@ -95,11 +96,12 @@ class ResNet(nn.Module):
 
     Images (B, 3, H, W) -> logits (B, num_classes). Stage i has ``num_blocks[i]`` blocks of
     ``width * 2**i`` channels; from the second stage on its first block has stride 2.
-    ``stochastic_depth`` is the last block's, see `drop_branches`.
+    ``stochastic_depth`` is the last block's, see `drop_branches`; ``bn_momentum``, ``train_scale``
+    and ``identity``: `apply_options`.
 
     Raises:
         InputError: num_blocks is empty, longer than 6 or holds a number below 1; width below 1;
-            stochastic_depth outside [0, 1).
+            stochastic_depth or bn_momentum outside [0, 1).
     """
 
     def __init__(
@@ -108,6 +110,9 @@ class ResNet(nn.Module):
         num_blocks: Sequence[int],
         width: int,
         stochastic_depth: float = 0.0,
+        bn_momentum: float = 0.9,
+        train_scale: bool = True,
+        identity: bool = False,
         num_classes: int = 10,
     ) -> None:
         super().__init__()
@@ -145,6 +150,13 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.pool = GlobalAveragePool()
         self.fc = nn.Linear(channels, num_classes)
+        apply_options(
+            self,
+            self.stages,
+            bn_momentum=bn_momentum,
+            train_scale=train_scale,
+            identity=identity,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""

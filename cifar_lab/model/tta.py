@@ -49,6 +49,8 @@ def averaged_logits(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, C) of the images as they are, and the weighted mean over all views.
 
+    The mean is taken in float32 or wider: in bfloat16 it would have three digits, and ties.
+
     Args:
         network: images (B, 3, H, W) -> logits (B, C), in evaluation.
         images: (B, 3, H, W), normalized.
@@ -62,7 +64,8 @@ def averaged_logits(
         # a copy: in a CUDA graph the next view's logits come to lie where these do
         logits = network(view.contiguous(memory_format=_format_of(images))).clone()
         plain = logits if plain is None else plain
-        mean = weight * logits if mean is None else mean + weight * logits
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        mean = weight * wide if mean is None else mean + weight * wide
     assert plain is not None
     assert mean is not None
     return plain, mean

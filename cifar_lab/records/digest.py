@@ -13,9 +13,10 @@ from cifar_lab.records.credentials import hide_by_form, is_credential
 KEYS_THAT_CHANGE_NO_RESULT = (
     *("data.root", "data.cache", "data.sources", "data.offline", "resume", "logger"),
     *("callbacks.progress", "callbacks.pictures", "callbacks.overview", "callbacks.grad_norm"),
-    *("monitors", "steps_per_call"),
+    *("monitors", "steps_per_call", "tuned_batch_size"),
     # where the weights lay; their SHA-256 stands beside it
     "init_from.path",
+    *("distill.from.paths", "distill.trust"),
     # what only looks on
     *("trainer.detect_anomaly", "trainer.inference_mode", "trainer.enable_progress_bar"),
     *("trainer.enable_checkpointing", "trainer.enable_autolog_hparams"),
@@ -68,13 +69,25 @@ NEW_AND_BEFORE: dict[str, Any] = {
     "ablation": None,
 }
 
+# The same, of the residual networks alone: speednet, and a person's own, may have had keys of these
+# names from their first day.
+_RESIDUAL = ("cifar_lab.model.resnet.", "cifar_lab.model.preact_resnet.")
+NEW_OF_RESIDUAL: dict[str, Any] = {
+    "model.bn_momentum": 0.9,
+    "model.train_scale": True,
+    "model.identity": False,
+}
+
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of what decides a run's result, whichever version wrote them."""
     found = {}
+    model = config.get("model")
+    residual = isinstance(model, Mapping) and str(model.get("_target_")).startswith(_RESIDUAL)
+    new = NEW_AND_BEFORE | NEW_OF_RESIDUAL if residual else NEW_AND_BEFORE
     looking_on = tuple(f"callbacks.{name}." for name in _onlookers(config.get("callbacks")))
     for key, value in flatten(config):
-        if changes_no_result(key) or (key in NEW_AND_BEFORE and value == NEW_AND_BEFORE[key]):
+        if changes_no_result(key) or (key in new and value == new[key]):
             continue
         # a new password makes no other run
         secret = any(is_credential(part, value) for part in key.split("."))

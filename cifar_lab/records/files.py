@@ -5,15 +5,29 @@ from __future__ import annotations
 import os
 import re
 import stat
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from cifar_lab.errors import InputError
+
 DIGEST_LABEL, DIGEST_CHARACTERS = b"sha256:", 64
+# of the 103 bytes multiprocessing takes 32: /pymp-xxxxxxxx/listener-xxxxxxxx
+_LONGEST_FOR_SOCKETS = 70
 _CARRIED = re.compile(rb"%s([0-9a-f]{%d})" % (DIGEST_LABEL, DIGEST_CHARACTERS))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was."""
+def write_atomically(
+    path: Path, content: str | bytes, *, check: Callable[[Path], object] = lambda beside: None
+) -> None:
+    """Writes beside, flushes to the disk, renames; raises OSError and leaves ``path`` as it was.
+
+    Args:
+        path: is replaced whole.
+        content: of the file.
+        check: called with the file before it takes its place; where it raises, that is not taken.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -21,6 +35,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check(beside)
         os.replace(beside, path)
     except BaseException:
         # a full disk must be told of as such, whatever becomes of the half-written file
@@ -28,6 +43,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def shorten_paths_of_sockets() -> None:
+    """Has ``multiprocessing`` keep its sockets below /tmp where ``TMPDIR`` is too long for them.
+
+    Call it before processes are started that send tensors or are forked from a server: a path of a
+    socket has at most 103 bytes on macOS and 107 on Linux. Elsewhere a worker's batches would never
+    arrive, and nobody would be told.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_FOR_SOCKETS or os.name != "posix":
+        return
+    from multiprocessing.util import get_temp_dir
+
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        get_temp_dir()  # makes it, keeps it and has it removed at the end
+    except OSError as error:
+        raise InputError(
+            f"TMPDIR={before}: is too long for the sockets between processes; set TMPDIR to a "
+            f"path of at most {_LONGEST_FOR_SOCKETS} bytes"
+        ) from error
+    finally:
+        tempfile.tempdir = before
 
 
 def check_file(path: Path, *, most: int) -> None:

@@ -17,6 +17,9 @@ from cifar_lab.records.files import carried_digest
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 SAFETENSORS = ".safetensors"
+_TEACHERS = (
+    "must be the folder of a finished run, or several as in distill.from=[outputs/a,outputs/b]"
+)
 _TORCHVISION = re.compile(r"\w+_Weights\.\w+")
 ALLOWED = (
     "must be a run folder, a checkpoint file of a run, a .safetensors file, or the name of "
@@ -46,7 +49,7 @@ def source_of(init_from: str) -> dict[str, Any]:
         if _TORCHVISION.fullmatch(init_from):
             return {"torchvision": init_from}
         raise InputError(f"init_from={init_from}: no such file or folder; {ALLOWED}")
-    file = _tested(init_from, path) if path.is_dir() else path
+    file = _tested(f"init_from={init_from}", path, ALLOWED) if path.is_dir() else path
     try:
         status = file.stat()
         sha256 = _digest(file.absolute(), status.st_size, status.st_mtime_ns)
@@ -56,23 +59,53 @@ def source_of(init_from: str) -> dict[str, Any]:
     return {"path": str(file.absolute()), "sha256": sha256}
 
 
-def _tested(init_from: str, folder: Path) -> Path:
+def teachers_of(given: Any) -> dict[str, list[str]]:
+    """The files behind ``distill.from``, without torch: ``{"paths", "sha256"}``, one for each run.
+
+    Args:
+        given: a run folder or a list of them.
+
+    Raises:
+        InputError: it is none, or a run that has tested no weights.
+    """
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise InputError(f"distill.from={given}: {_TEACHERS}")
+    paths, digests = [], []
+    for text in texts:
+        key, folder = f"distill.from={text}", Path(text).expanduser()
+        try:
+            if not folder.is_dir():
+                raise InputError(f"{key}: is no folder; {_TEACHERS}")
+            file = _tested(key, folder, _TEACHERS).absolute()
+            status = file.stat()
+            digests.append(_digest(file, status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{key}: {reason}; {_TEACHERS}") from error
+        paths.append(str(file))
+    if len({*digests}) < len(digests):
+        raise InputError(f"distill.from={','.join(texts)}: names one run twice; {_TEACHERS}")
+    return {"paths": paths, "sha256": digests}
+
+
+def _tested(key: str, folder: Path, allowed: str) -> Path:
     """The checkpoint with the weights that the run in ``folder`` tested."""
     if not (folder / FILE_NAME).is_file():
-        raise InputError(f"init_from={init_from}: holds no {FILE_NAME}; {ALLOWED}")
+        raise InputError(f"{key}: holds no {FILE_NAME}; {allowed}")
     try:
         record = RunRecord.read(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"init_from={init_from}: its {FILE_NAME}: {error}") from error
+        raise InputError(f"{key}: its {FILE_NAME}: {error}") from error
     if record.status == "running" or record.tested is None:
         raise InputError(
-            f"init_from={init_from}: this run is {record.status} and has tested no weights yet; "
+            f"{key}: this run is {record.status} and has tested no weights yet; "
             f"give one of its checkpoints, e.g. {folder}/checkpoints/last.ckpt"
         )
     name = f"checkpoints/{record.tested}.ckpt"
     if not (folder / name).is_file():
         raise InputError(
-            f"init_from={init_from}: the run has no {name}, which would hold the weights that it "
+            f"{key}: the run has no {name}, which would hold the weights that it "
             "tested; give another run or file"
         )
     return folder / name

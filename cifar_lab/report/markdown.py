@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import Ranking, best_run, selected_by
 from cifar_lab.report.groups import Group
 from cifar_lab.report.notes import notes
 from cifar_lab.report.page import TEMPLATES
 from cifar_lab.report.read import Reading
-from cifar_lab.report.tables import rows, status_text
+from cifar_lab.report.tables import rows, status_text, worth_rows
 from cifar_lab.report.verdict import (
     alike,
     failures,
@@ -48,6 +49,8 @@ def render_markdown(
         broken=reading.broken,
         rankings=rankings,
         rows=rows,
+        worths=worths,
+        worth_rows=worth_rows,
         best_run=best_run,
         selected_by=selected_by,
         repeat_command=repeat_command,

@@ -68,6 +68,45 @@ def welch(a: Estimate, b: Estimate) -> float | None:
     return float(_welch(a.mean, a.sd, a.n, b.mean, b.sd, b.n))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means.
+
+    Attributes:
+        low: with ``high`` its 95% interval by Welch; None where a side has one value alone.
+        p: two-sided, of no difference; None there, and where neither side has any spread.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """Mean of ``a`` minus that of ``b``, variances unequal (Welch 1947)."""
+    mean = statistics.fmean(a) - statistics.fmean(b)
+    if min(len(a), len(b)) < 2:
+        return Difference(mean, None, None, None)
+    if len(set(a)) == len(set(b)) == 1:
+        return Difference(mean, mean, mean, None)
+    found = stats.ttest_ind(a, b, equal_var=False)
+    interval = found.confidence_interval(LEVEL)
+    return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Each p corrected for their number, so that any error has a probability below the level.
+
+    The smallest times n, the next times n - 1, and so on, never below the one before (Holm 1979).
+    """
+    found, least = [0.0] * len(p), 0.0
+    for place, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        least = max(least, min(1.0, (len(p) - place) * p[index]))
+        found[index] = least
+    return found
+
+
 def against_best(best: Estimate, others: Sequence[Estimate]) -> list[tuple[float, float] | None]:
     """Welch's p of ``best`` against each other, and that p corrected for the choice of the best.
 

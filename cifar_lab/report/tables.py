@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cifar_lab.formats import csv_cell
+from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
 from cifar_lab.report.groups import Group, Key
 from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reading
+from cifar_lab.report.statistics import Difference
 from cifar_lab.report.verdict import (
     alike,
     failures,
@@ -89,6 +92,44 @@ def rows(ranking: Ranking) -> list[Row]:
     return found
 
 
+@dataclass(frozen=True)
+class WorthRow:
+    """An ingredient as text."""
+
+    name: str
+    n: str
+    held_out: str
+    test: str
+    seconds: str
+    p: str
+    verdict: str
+
+
+def worth_rows(ranking: Ranking) -> list[WorthRow]:
+    """What each ingredient is worth, where runs with and without it are there."""
+    return [
+        WorthRow(
+            name=f"{worth.name} (alone)" if worth.added else worth.name,
+            n=f"{worth.n[0]}, {worth.n[1]}",
+            held_out=_difference_text(worth.held_out, 100, 2),
+            test=_difference_text(worth.test, 100, 2),
+            seconds=_difference_text(worth.seconds, 1, 1),
+            p=_NONE if worth.p_holm is None else p_text(worth.p_holm),
+            verdict=worth.verdict,
+        )
+        for worth in worths(ranking)
+    ]
+
+
+def _difference_text(value: Difference | None, scale: float, decimals: int) -> str:
+    if value is None:
+        return _NONE
+    mean = f"{scale * value.mean:+.{decimals}f}"
+    if value.low is None or value.high is None:
+        return mean
+    return f"{mean} ({scale * value.low:+.{decimals}f} to {scale * value.high:+.{decimals}f})"
+
+
 def _runs_text(group: Group) -> str:
     total = len(group.runs) - len(group.repeated)
     n = len(group.counted)
@@ -139,12 +180,19 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
                     "error": run.error,
                 }
             )
-    return pd.DataFrame.from_records(records).to_csv(index=False, lineterminator="\n")
+    return _as_csv(pd.DataFrame.from_records(records))
 
 
 def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
     """`configurations` as text."""
-    return configurations(rankings, keys).to_csv(index=False, lineterminator="\n")
+    return _as_csv(configurations(rankings, keys))
+
+
+def _as_csv(table: pd.DataFrame) -> str:
+    for name in table.select_dtypes(exclude="number").columns:
+        # as objects: pandas would make other numbers of those beside a None
+        table[name] = pd.Series(map(csv_cell, table[name]), index=table.index, dtype=object)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def configurations(rankings: Sequence[Ranking], keys: Sequence[Key]) -> pd.DataFrame:
@@ -194,6 +242,22 @@ def print_report(
         console.print(Text(f"note: {note}"), soft_wrap=True)
 
 
+def _print_worth(found: Sequence[WorthRow], console: Console) -> None:
+    table = Table(
+        title="what each ingredient is worth: with it minus without it",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("ingredient", overflow="fold")
+    for column in ("n", "held-out (points)", "test (points)", "fit (s)", "p (Holm)"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row in found:
+        cells = (row.n, row.held_out, row.test, row.seconds, row.p, row.verdict)
+        table.add_row(Text(row.name), *cells)
+    console.print(table)
+
+
 def _print_ranking(ranking: Ranking, console: Console) -> None:
     by = "validation" if ranking.held_out else "test"
     table = Table(
@@ -228,3 +292,5 @@ def _print_ranking(ranking: Ranking, console: Console) -> None:
         for line in lines:  # never cut in two: a command has to be copied whole
             console.print(Text(line), soft_wrap=True)
         console.print()
+    if worth := worth_rows(ranking):
+        _print_worth(worth, console)

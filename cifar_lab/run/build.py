@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from cifar_lab.config.compose import plain
 from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import (
     FROM_THE_DATASET,
+    check_target,
+    left_out,
     locate,
     makes_scheduler,
     settings_beside,
@@ -39,11 +42,13 @@ from cifar_lab.run import compatibility
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from cifar_lab.data.datamodule import DataModule
     from cifar_lab.data.dataset import Dataset
+    from cifar_lab.training.distillation import Distillation
     from cifar_lab.training.fit import Parts
+    from cifar_lab.training.hard_examples import HardExamples
     from cifar_lab.training.optimizers import OptimizerFactory
     from cifar_lab.training.schedules import TorchSchedule
 
@@ -53,13 +58,21 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
-def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
+def build(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    run_dir: Path,
+    *,
+    begun_with: Init | None = None,
+) -> Parts:
     """Checks, then builds every part; on disk only the cache of decoded data is made.
 
     Args:
         cfg: composed.
         resolved: the same as `run_config` gave it.
         run_dir: the run folder, which need not be there.
+        begun_with: the weights of ``init_from`` that the folder's run has begun with, and that its
+            checkpoint replaces: they are not read again.
 
     Raises:
         InputError: what the check or a constructor refuses, with the key's name before it.
@@ -88,12 +101,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
     compatibility.check(resolved)
     with log_to_stderr():
         data.open()
+        _say_if_one_step(data)
     lightning.seed_everything(cfg.seed, workers=False, verbose=False)
     network = build_model(cfg, data.dataset)
-    init = _begin_with(network, resolved, data)
+    init = begun_with or _begin_with(network, resolved, data)
     frozen = freeze(network, resolved.get("freeze") or ())
     loss = build_alone("loss", cfg)
     _try_out(network, loss, cfg, data, kind)
+    distillation = _distillation(resolved, data, kind)
+    hard = _hard_examples(
+        cfg, resolved, data, kind, loss=loss, optimizer=optimizer, schedule=schedule
+    )
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
         network,
@@ -110,12 +128,26 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         config=config_to_keep(cfg, resolved),
         frozen=frozen,
         tta=cfg.tta,
+        distillation=distillation,
+        hard_examples=hard,
     )
-    trainer = _trainer(cfg, resolved, run_dir)
+    callbacks = _callbacks(resolved)
+    trainer = _trainer(cfg, resolved, list(callbacks.values()), run_dir)
     data.check_world_size(trainer.world_size)
+    if hard is not None and trainer.world_size > 1:
+        raise InputError(
+            f"hard_examples.share={resolved['hard_examples']['share']}: each of the "
+            f"{trainer.world_size} processes would train a proxy of its own; use trainer.devices=1"
+        )
     compatibility.check_parts(trainer, data)
     _try_schedule(schedule, classifier, optimizer, trainer, data)
+    _check_layout(callbacks, trainer, data)
     if cfg.cuda_graph:
+        if data.augment.sizes:
+            raise InputError(
+                "cuda_graph=true: records a step on images of one size, and augment.sizes has "
+                f"{len(data.augment.sizes)}; leave one of them out"
+            )
         singly = classifier.wants_single_steps
         check_calls(trainer, data, steps_per_call=cfg.steps_per_call, singly=singly)
     return Parts(
@@ -126,6 +158,17 @@ def build(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Parts:
         cuda_graph=cfg.cuda_graph,
         init=init,
     )
+
+
+def _say_if_one_step(data: DataModule) -> None:
+    images = len(data.dataset.train) - data.held_out
+    if data.batch_size > images:
+        logging.getLogger("cifar_lab.data").warning(
+            "cifar_lab: data.batch_size=%d: is more than the %d training images; an epoch is one "
+            "step",
+            data.batch_size,
+            images,
+        )
 
 
 def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
@@ -150,6 +193,14 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
     return Init(source=name, sha256=found.sha256, **asdict(taken))
 
 
+def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Distillation | None:
+    from cifar_lab.run.teachers import distillation_from
+
+    if (node := resolved.get("distill")) is None:
+        return None
+    return distillation_from(node, data, device=kind, channels_last=bool(resolved["channels_last"]))
+
+
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
     from cifar_lab.data.augment import Pipeline
@@ -164,35 +215,120 @@ def build_data(cfg: DictConfig) -> DataModule:
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import (
-        Expected,
-        check_weight,
-        try_augmentation,
-        try_loss,
-        try_network,
-    )
+    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss
+
+    if data.transform is None:
+        with _named("augment"):
+            try_augmentation(data.augment, data.dataset)
+    name = f"model._target_={cfg.model['_target_']}"
+    classes = len(data.dataset.classes)
+    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
+    advice = f"add +model.num_classes={classes}" if unsaid else ""
+    outputs = _try_network(network, cfg, data, kind, name=name, advice=advice)
+    if cfg.loss.get("weight") is not None:
+        check_weight(getattr(loss, "weight", None), classes)
+    if outputs is not None:
+        name = f"loss._target_={cfg.loss['_target_']}"
+        try_loss(loss, outputs, mixes=_mixes(data), name=name)
+        _try_smoothing(loss, cfg, classes=classes, mixes=_mixes(data))
+
+
+def _mixes(data: DataModule) -> bool:
+    return data.augment.mixes and data.transform is None
+
+
+def _try_network(
+    network: nn.Module,
+    cfg: DictConfig,
+    data: DataModule,
+    kind: str,
+    *,
+    name: str,
+    advice: str = "",
+) -> Tensor | None:
+    """`trial.try_network` with images of every size that the data has."""
+    from cifar_lab.training.trial import Expected, try_network
 
     expected = Expected(
         size=data.dataset.image_size,
         classes=len(data.dataset.classes),
         batch_size=data.batch_size,
-        mixes=data.augment.mixes and data.transform is None,
+        mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
         alone=_image_alone(cfg, data),
     )
-    if data.transform is None:
-        with _named("augment"):
-            try_augmentation(data.augment, data.dataset)
-    name = f"model._target_={cfg.model['_target_']}"
-    unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
-    advice = f"add +model.num_classes={expected.classes}" if unsaid else ""
     outputs = try_network(network, expected, name=name, advice=advice)
-    if cfg.loss.get("weight") is not None:
-        check_weight(getattr(loss, "weight", None), expected.classes)
-    if outputs is not None:
-        name = f"loss._target_={cfg.loss['_target_']}"
-        try_loss(loss, outputs, mixes=expected.mixes, name=name)
+    for _, side in data.augment.sizes[:-1]:
+        smaller = replace(expected, size=(3, side, side))
+        try_network(network, smaller, name=f"augment.sizes: {name}")
+    return outputs
+
+
+def _hard_examples(
+    cfg: DictConfig,
+    resolved: dict[str, Any],
+    data: DataModule,
+    kind: str,
+    *,
+    loss: Any,
+    optimizer: OptimizerFactory,
+    schedule: Callable[[int, int], float] | TorchSchedule,
+) -> HardExamples | None:
+    from cifar_lab.training.hard_examples import HardExamples
+    from cifar_lab.training.schedules import TorchSchedule
+    from cifar_lab.training.steps.compile import prepare
+
+    if (node := resolved.get("hard_examples")) is None:
+        return None
+    trainer, where = resolved["trainer"], "hard_examples"
+    precision = str(trainer.get("precision", "32-true"))
+    reason = None
+    if isinstance(schedule, TorchSchedule):
+        reason = "scheduler is one of torch's, which Lightning steps; use cosine or triangular"
+    elif resolved["cuda_graph"]:
+        reason = "cuda_graph=true records a step that is always the same"
+    elif trainer.get("accumulate_grad_batches", 1) != 1:
+        reason = "trainer.accumulate_grad_batches must be 1"
+    elif precision.startswith("16"):
+        reason = f"trainer.precision={precision} scales the loss of one network; use bf16-mixed"
+    if reason or isinstance(schedule, TorchSchedule):
+        raise InputError(f"{where}.share={node['share']}: the proxy makes its own steps: {reason}")
+    model = {**resolved["model"], **node["proxy"]}
+    try:
+        check_target("model", model)
+        proxy = build_model(OmegaConf.create({"model": model}), data.dataset)
+        name = f"model._target_={model['_target_']}"
+        _try_network(proxy, cfg, data, kind, name=name)
+        with _named("optimizer"):
+            optimizer(proxy)
+    except InputError as error:
+        raise InputError(f"{where}.proxy: {error}") from error
+    prepare(proxy, device=kind, channels_last=bool(resolved["channels_last"]), mode="none")
+    return HardExamples(
+        proxy,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        share=node["share"],
+        every=node["every"],
+    )
+
+
+def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> None:
+    """Raises InputError where the loss takes label smoothing and ignores it."""
+    from cifar_lab.training.trial import try_smoothing
+
+    for key in ("label_smoothing", "smoothing"):
+        if value := cfg.loss.get(key):
+            without = _build("loss", {**plain(cfg.loss), key: 0.0})
+            try_smoothing(
+                loss,
+                without,
+                classes=classes,
+                mixes=mixes,
+                name=f"loss.{key}={value}",
+            )
 
 
 def _image_alone(cfg: DictConfig, data: DataModule) -> str:
@@ -228,7 +364,7 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
     Raises:
         InputError: as `build`, and for another number of classes.
     """
-    target, given = cfg.model["_target_"], cfg.model.get("num_classes")
+    given = cfg.model.get("num_classes")
     if given is not None and given != classes:
         raise InputError(
             f"model.num_classes={given}: the data has {classes} classes; leave it out, or give "
@@ -236,19 +372,27 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
         )
     from torch import nn
 
-    takes_more, names = _takes(target)
-    # torchvision's functions hand what they don't know themselves on to the network's class
-    hands_on = takes_more and str(target).startswith("torchvision.models.")
-    known = {"num_classes": classes, "image_size": width}
-    assert set(known) == FROM_THE_DATASET["model"]
-    unsaid = {name for name in known if cfg.model.get(name) is None}
+    unsaid = {name for name in FROM_THE_DATASET["model"] if cfg.model.get(name) is None}
     node = OmegaConf.masked_copy(cfg.model, [str(key) for key in cfg.model if key not in unsaid])
-    taken = names | {"num_classes"} if hands_on else names
-    if hands_on:
+    if _hands_on(cfg.model["_target_"]):
         _check_pretrained(cfg, classes)
-    network: nn.Module = _build("model", node, **{name: known[name] for name in unsaid & taken})
+    network: nn.Module = _build("model", node, **from_the_dataset(cfg.model, classes, width))
     _is_a("model", network, nn.Module, "a torch.nn.Module")
     return network
+
+
+def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
+    """The arguments of a network that it leaves to the dataset."""
+    _, names = _takes(target := model["_target_"])
+    known = {"num_classes": classes, "image_size": width}
+    assert set(known) == FROM_THE_DATASET["model"]
+    taken = names | {"num_classes"} if _hands_on(target) else names
+    return {k: v for k, v in known.items() if model.get(k) is None and k in taken}
+
+
+def _hands_on(target: object) -> bool:
+    """Whether it is a function of torchvision's: they hand on what they don't know themselves."""
+    return _takes(str(target))[0] and str(target).startswith("torchvision.models.")
 
 
 def _check_pretrained(cfg: DictConfig, classes: int) -> None:
@@ -290,9 +434,25 @@ def _takes(target: str) -> tuple[bool, set[str]]:
     return len(by_name) < len(parameters), by_name
 
 
-def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Trainer:
-    import lightning.pytorch as lightning
+def _callbacks(resolved: dict[str, Any]) -> dict[str, Any]:
+    """By their dotted keys, in the order in which they run."""
     from lightning.pytorch import Callback
+
+    made = {
+        f"{group}.{name}": _build(f"{group}.{name}", node)
+        for group in ("monitors", "callbacks")
+        for name, node in resolved[group].items()
+    }
+    for key, part in made.items():
+        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
+    compatibility.check_one_bar(list(made), list(made.values()))
+    return made
+
+
+def _trainer(
+    cfg: DictConfig, resolved: dict[str, Any], callbacks: list[Any], run_dir: Path
+) -> Trainer:
+    import lightning.pytorch as lightning
     from lightning.pytorch.loggers import Logger
     from lightning.pytorch.profilers import Profiler
 
@@ -300,16 +460,8 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
         for name, node in resolved["logger"].items()
     ]
-    callbacks = [
-        _build(f"{group}.{name}", node)
-        for group in ("monitors", "callbacks")
-        for name, node in resolved[group].items()
-    ]
-    for key, part in zip(_paths(resolved, "logger"), loggers, strict=True):
-        _is_a(key, part, Logger, "a lightning.pytorch.loggers.Logger")
-    for key, part in zip(_paths(resolved, "monitors", "callbacks"), callbacks, strict=True):
-        _is_a(key, part, Callback, "a lightning.pytorch.Callback")
-    compatibility.check_one_bar(_paths(resolved, "monitors", "callbacks"), callbacks)
+    for name, part in zip(resolved["logger"], loggers, strict=True):
+        _is_a(f"logger.{name}", part, Logger, "a lightning.pytorch.loggers.Logger")
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
@@ -323,10 +475,6 @@ def _trainer(cfg: DictConfig, resolved: dict[str, Any], run_dir: Path) -> Traine
     profiler = getattr(trainer, "profiler", None)
     _is_a("trainer.profiler", profiler, Profiler, "one of lightning.pytorch.profilers")
     return trainer
-
-
-def _paths(resolved: dict[str, Any], *groups: str) -> list[str]:
-    return [f"{group}.{name}" for group in groups for name in resolved[group]]
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:
@@ -395,11 +543,15 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
+    from cifar_lab.training import fused_sgd
+
+    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
+    precision = str(cfg.trainer.get("precision"))
+    fused_sgd.check(trial, device=kind, precision=precision)
     if cfg.cuda_graph:
         from cifar_lab.training.steps import cuda_graph
 
-        kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
-        cuda_graph.check(trial, device=kind, precision=str(cfg.trainer.get("precision")))
+        cuda_graph.check(trial, device=kind, precision=precision)
 
 
 def _try_schedule(
@@ -415,6 +567,17 @@ def _try_schedule(
     layout = layout_of(trainer, data.train_dataloader())
     with _named("scheduler"):
         try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
+
+
+def _check_layout(callbacks: dict[str, Any], trainer: Trainer, data: DataModule) -> None:
+    """Raises InputError for a callback that has no part in the fit as it is laid out."""
+    from cifar_lab.training.layout import ChecksLayout, layout_of
+
+    layout = layout_of(trainer, data.train_dataloader())
+    for path, callback in callbacks.items():
+        if isinstance(callback, ChecksLayout):
+            with _named(path):
+                callback.check_layout(trainer, layout)
 
 
 def _factory(group: str, cfg: DictConfig) -> partial[Any]:
@@ -480,7 +643,10 @@ def _named(path: str) -> Iterator[None]:
         text = str(error)
         raise InputError(text if text.startswith(f"{path}.") else f"{path}.{text}") from error
     except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
-        raise InputError(f"{path}: {first_line(str(error)) or type(error).__name__}") from error
+        text = first_line(str(error)) or type(error).__name__
+        if match := re.search(r"unexpected keyword argument '(\w+)'", text):
+            text += left_out(path, [match[1]])
+        raise InputError(f"{path}: {text}") from error
     except STOPS as error:
         fetches = path == "model" and isinstance(error, OSError)
         raise InputError(f"{path}: {reason(error)}{_fetching() if fetches else ''}") from error

@@ -48,6 +48,7 @@ class _Callback:
 
 def check(config: dict[str, Any]) -> None:
     """Raises InputError where parts that are right alone don't go together."""
+    from cifar_lab.training.callbacks.averages import Averages
     from cifar_lab.training.callbacks.checkpoints import Checkpoints
 
     interval = config["trainer"].get("val_check_interval")
@@ -56,6 +57,7 @@ def check(config: dict[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
             "no run could be repeated; must be a number of batches or a share of the epoch"
         )
+    _check_strategy(config["trainer"])
     if config["tta"] not in VIEWS:
         raise InputError(f"tta={config['tta']}: must be {', '.join(VIEWS)}")
     callbacks = list(_callbacks(config))
@@ -63,7 +65,14 @@ def check(config: dict[str, Any]) -> None:
     if len(checkpoints) > 1:
         first, second = checkpoints[:2]
         raise InputError(f"{second.path}: {first.path} keeps the checkpoints; leave one of them")
+    averages = [callback.path for callback in callbacks if callback.is_a(Averages)]
+    if len(averages) > 1:
+        raise InputError(
+            f"{averages[1]}: {averages[0]} keeps the averages that are tested; leave one of them"
+        )
+    _check_schedule_free(config, callbacks)
     for callback in callbacks:
+        _check_sam(callback, config["trainer"])
         _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
@@ -95,12 +104,145 @@ def _check_monitor_changes_nothing(callback: _Callback) -> None:
     """Refuses among the monitors, which are no part of a run's digest, what changes results."""
     from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer, WeightAveraging
 
-    changes = callback.is_a(Checkpoint, EarlyStopping, Timer, WeightAveraging)
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.callbacks.sam import Sam
+
+    changes = callback.is_a(Checkpoint, EarlyStopping, Timer, WeightAveraging, Lookahead, Sam)
     if callback.path.startswith("monitors.") and changes:
         raise InputError(
             f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
             f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
         )
+
+
+def _check_schedule_free(config: dict[str, Any], callbacks: list[_Callback]) -> None:
+    """Refuses such an optimizer without what belongs to it, and the other way round."""
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.callbacks.schedule_free import ScheduleFree
+    from cifar_lab.training.schedules import constant
+
+    target = config["optimizer"]["_target_"]
+    module = str(getattr(locate("optimizer", target), "__module__", ""))
+    free = module.startswith(("schedulefree.", "cifar_lab.training.schedule_free"))
+    looks = [callback.path for callback in callbacks if callback.is_a(ScheduleFree)]
+    if looks and not free:
+        raise InputError(
+            f"{looks[0]}: is of optimizer=schedule_free, and this is optimizer._target_={target}; "
+            "leave it out"
+        )
+    if not free:
+        return
+    if not looks:
+        raise InputError(
+            f"optimizer._target_={target}: keeps the weights to test apart; add "
+            "callbacks=schedule_free"
+        )
+    schedule = config["scheduler"]["_target_"]
+    if locate("scheduler", schedule) is not constant:
+        raise InputError(
+            f"scheduler._target_={schedule}: a schedule-free optimizer needs none; add "
+            "scheduler=none (its warm-up is optimizer.warmup_steps)"
+        )
+    for callback in callbacks:
+        if callback.is_a(Lookahead):
+            raise InputError(
+                f"{callback.path}: moves the weights, and a schedule-free optimizer makes its "
+                "average of them; leave one of them out"
+            )
+
+
+def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
+    """Refuses it where a step can't be made twice of one batch."""
+    from cifar_lab.training.callbacks.sam import Sam
+
+    if not callback.is_a(Sam):
+        return
+    accumulated, precision = trainer.get("accumulate_grad_batches"), trainer.get("precision")
+    if accumulated not in (1, None):
+        raise InputError(
+            f"{callback.path}: goes twice over the batch of a step, and trainer."
+            f"accumulate_grad_batches={accumulated} makes it of several; set it to 1"
+        )
+    if str(precision) in ("16-mixed", "16"):
+        raise InputError(
+            f"{callback.path}: measures gradients, and trainer.precision={precision} scales them; "
+            "set trainer.precision=bf16-mixed or 32-true"
+        )
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def _check_strategy(trainer: dict[str, Any]) -> None:
+    """Refuses what would end in Lightning's or torch's own error once processes have started."""
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+        StrategyRegistry,
+    )
+
+    given, devices = trainer.get("strategy", "auto"), trainer.get("devices")
+    if isinstance(given, dict):
+        name = str(given["_target_"])
+        kind = locate("trainer.strategy", name)
+        if not inspect.isclass(kind):
+            return
+        if issubclass(kind, Strategy) and kind.__module__.startswith("lightning."):
+            good = issubclass(kind, DDPStrategy | SingleDeviceStrategy) and "XLA" not in name
+        else:
+            good = issubclass(kind, Strategy)
+        alone = issubclass(kind, SingleDeviceStrategy)
+    else:
+        # those that copy this process are refused with their own reason
+        known = [n for n in StrategyRegistry.available_strategies() if n.startswith("ddp")]
+        name, good = given, given in ("auto", "single_device", *known)
+        alone = given == "single_device"
+    if not good:
+        raise InputError(
+            f"trainer.strategy={name}: must be auto, single_device, ddp, "
+            "ddp_find_unused_parameters_true, or a DDPStrategy: a network and its checkpoints lie "
+            "whole on each device"
+        )
+    several = (len(devices) if isinstance(devices, list) else devices) not in (1, "auto", None)
+    if several and alone:
+        raise InputError(
+            f"trainer.devices={devices}: trainer.strategy={name} uses one; set trainer.devices=1, "
+            "or trainer.strategy=ddp"
+        )
+    if isinstance(given, dict) and issubclass(kind, DDPStrategy):
+        _check_ddp(given, kind)
+
+
+def _check_ddp(node: dict[str, Any], kind: type) -> None:
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    backend = node.get("process_group_backend")
+    if backend is not None:
+        # of torch's others one is for tests, and reduces nothing
+        here = [b for b in ("gloo", "nccl", "mpi", "ucc") if distributed.is_backend_available(b)]
+        if not torch.cuda.is_available() and "nccl" in here:
+            here.remove("nccl")
+        if backend not in here:
+            raise InputError(
+                f"trainer.strategy.process_group_backend={backend}: must be null or one of those "
+                f"that this machine has: {', '.join(here)}"
+            )
+    # what DDPStrategy doesn't know itself it hands on
+    known = [
+        name
+        for function in (kind, DistributedDataParallel)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", "module")
+    ]
+    for key in node:
+        if not key.startswith("_") and key not in known:
+            raise InputError(
+                f"trainer.strategy.{key}: unknown key{suggestion(key, known)}; {kind.__name__} and "
+                f"DistributedDataParallel take {', '.join(dict.fromkeys(known))}"
+            )
 
 
 # --- callbacks that change what was configured ---------------------------------------------------
@@ -113,7 +255,7 @@ def check_callback(path: str, kind: type) -> None:
     """
     from lightning.pytorch import callbacks as theirs
 
-    from cifar_lab.training.callbacks.ema import Ema
+    from cifar_lab.training.callbacks.averages import Averages
 
     refused: dict[type, str] = {
         theirs.BatchSizeFinder: (
@@ -129,11 +271,11 @@ def check_callback(path: str, kind: type) -> None:
             "use trainer.accumulate_grad_batches, one number for the whole fit"
         ),
         theirs.StochasticWeightAveraging: (
-            "has an average that is in no checkpoint and is not tested; use callbacks=ema"
+            "has an average that is in no checkpoint and is not tested; use callbacks=swa"
         ),
         theirs.WeightAveraging: (
             "takes its averages for the weights where a run is stopped within a validation; "
-            "use callbacks=ema"
+            "use callbacks=ema or callbacks=swa"
         ),
         theirs.ModelPruning: (
             "changes the weights after they were validated, and loses its masks where a run is "
@@ -149,7 +291,7 @@ def check_callback(path: str, kind: type) -> None:
         ),
     }
     for other, reason in refused.items():
-        if issubclass(kind, other) and not issubclass(kind, Ema):
+        if issubclass(kind, other) and not issubclass(kind, Averages):
             name = kind.__name__ if kind is other else f"{kind.__name__} (a {other.__name__})"
             raise InputError(f"{path}: {name} {reason}")
 
@@ -165,6 +307,13 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
     from cifar_lab.training.callbacks.checkpoints import Checkpoints, folder_of
     from cifar_lab.training.lightning_internals import callbacks_of
 
+    sizes, epochs = data.augment.sizes, trainer.max_epochs
+    if sizes and epochs is not None and 0 < epochs <= sizes[-1][0]:
+        raise InputError(
+            f"augment.sizes: comes to images of {sizes[-1][1]} pixels in epoch {sizes[-1][0]}, "
+            f"counted from 0, and trainer.max_epochs={epochs} ends before; what is tested would "
+            "never have been trained on"
+        )
     callbacks = callbacks_of(trainer)
     kept = any(isinstance(callback, Checkpoints) for callback in callbacks)
     if kept and isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):

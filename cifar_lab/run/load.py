@@ -29,7 +29,7 @@ from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.files import carried_digest
 from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
-from cifar_lab.run.build import build_network
+from cifar_lab.run.build import build_network, from_the_dataset
 
 _NETWORK = "network."  # what the names of its tensors begin with in a checkpoint
 # Arguments with which torchvision and timm fetch weights, which the checkpoint replaces anyway
@@ -189,7 +189,8 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
             another network; or it names code that isn't trusted.
     """
     path = Path(folder).expanduser().absolute()
-    record = _read(path)
+    record = read_ended(path)
+    _check_classes(path, record)
     config = record.config
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{path}: its {FILE_NAME} holds no configuration of a network")
@@ -213,11 +214,13 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
     )
 
 
-def _read(path: Path) -> RunRecord:
+def read_ended(path: Path) -> RunRecord:
+    """The record of a run that goes on no more; InputError for one that does, and for no run."""
     if not (path / FILE_NAME).is_file():
         below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
         other = f"; there are runs below it, e.g. {below[0]}" if below else ""
         what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+        what = "is no folder" if path.is_file() else what
         raise InputError(f"{path}: {what}; give the folder of a run{other}")
     try:
         record = RunRecord.read(path)
@@ -227,9 +230,18 @@ def _read(path: Path) -> RunRecord:
         raise InputError(
             f"{path}: process {record.pid} on {record.host} is running in it; wait for its end"
         )
-    if not record.data.classes:
-        raise InputError(f"{path}: ended before it had read its images ({record.status})")
     return record
+
+
+def _check_classes(path: Path, record: RunRecord) -> None:
+    if record.data.classes:
+        return
+    if record.data.digest:
+        raise InputError(
+            f"{path}: was written by an older version, which did not record the names of its "
+            "classes; run it again with this one"
+        )
+    raise InputError(f"{path}: ended before it had read its images ({record.status})")
 
 
 def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -242,9 +254,9 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
                     f"({record.command or 'the command that began it'}), or take its last weights "
                     "with ckpt=last"
                 )
-            if record.tested == "best" and record.best_step is not None:
-                _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
-                return files.best_checkpoint(folder, record.best_step)
+            _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
+            if record.tested == "best":
+                return tested_checkpoint(folder, record)
             ckpt = "last"
         if ckpt == "last":
             path = own / files.LAST
@@ -258,6 +270,15 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
         return path, files.load(path)
     except DamagedError as error:
         raise InputError(f"{folder}: {error}; put a copy back, or give another ckpt") from error
+
+
+def tested_checkpoint(folder: Path, record: RunRecord) -> tuple[Path, dict[str, Any]]:
+    """The file with the weights that a run tested, and what it holds; DamagedError as `load`."""
+    if record.tested == "best" and record.best_step is not None:
+        return files.best_checkpoint(folder, record.best_step)
+    # an older version did not record the step
+    path = folder / files.FOLDER / (files.BEST if record.tested == "best" else files.LAST)
+    return path, files.load(path)
 
 
 def _check_inside(folder: Path, *paths: Path) -> None:
@@ -289,13 +310,17 @@ def _images_of(path: Path, record: RunRecord) -> tuple[tuple[int, int], Channels
     )
 
 
-def _network(
-    node: dict[str, Any],
-    classes: int,
-    image_size: tuple[int, int],
-    found: dict[str, Any],
-    file: Path,
-) -> nn.Module:
+def network_node(node: dict[str, Any], classes: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    """A record's network with the number of classes and the image size written out.
+
+    Hydra's `instantiate` builds it anywhere.
+    """
+    node = _fetching_nothing(node)
+    given = OmegaConf.create({"model": node})
+    return node | from_the_dataset(given.model, classes, image_size[1])
+
+
+def _fetching_nothing(node: dict[str, Any]) -> dict[str, Any]:
     node = copy.deepcopy(node)
     for _, part in target_nodes({"model": node}, ""):
         package = str(part["_target_"]).partition(".")[0]
@@ -304,6 +329,17 @@ def _network(
             raise InputError(
                 f"model.model_name={part['model_name']}: a record may name networks of timm's own"
             )
+    return node
+
+
+def _network(
+    node: dict[str, Any],
+    classes: int,
+    image_size: tuple[int, int],
+    found: dict[str, Any],
+    file: Path,
+) -> nn.Module:
+    node = _fetching_nothing(node)
     with torch.random.fork_rng(devices=[]):  # what it draws at first is replaced
         network = build_network(OmegaConf.create({"model": node}), classes, image_size[1])
     weights = {

@@ -12,7 +12,7 @@ from typing import Any
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest, deciding
-from cifar_lab.records.record import FILE_NAME, RunRecord
+from cifar_lab.records.record import FILE_NAME, Init, RunRecord
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,33 @@ def root_of(config: Mapping[str, Any]) -> str:
     return f"data={str(data.get('_target_')).rpartition('.')[2].lower()}"
 
 
+def begun_with(run_dir: Path) -> Init | None:
+    """The weights of ``init_from`` that the folder's run began with, and has a checkpoint since."""
+    try:
+        record = RunRecord.read(run_dir)
+    except (OSError, ValueError):
+        return None
+    return record.init if any(path.exists() for path in _checkpoints(run_dir)) else None
+
+
+def weights_that_are_gone(run_dir: Path, init_from: str | None) -> dict[str, Any] | None:
+    """What ``init_from`` stood for when the folder's run began, if nothing lies there any more.
+
+    None where something does, and where it's another place than the run's.
+    """
+    if init_from is None or begun_with(run_dir) is None:
+        return None
+    source = (RunRecord.read(run_dir).config or {}).get("init_from")
+    if not isinstance(source, dict) or "path" not in source or "sha256" not in source:
+        return None
+    given, before = Path(init_from).expanduser().absolute(), Path(str(source["path"]))
+    return source if before.is_relative_to(given) and not before.exists() else None
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return [run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+
+
 def find(run_dir: Path, config: dict[str, Any]) -> Earlier:
     """What the folder holds for a run of this resolved configuration; `check_images` comes after.
 
@@ -93,8 +120,7 @@ def find(run_dir: Path, config: dict[str, Any]) -> Earlier:
         return Earlier(record, finished=True)
     if longer:
         print(f"cifar_lab: {run_dir}: {longer} more epochs for this run", file=sys.stderr)
-    checkpoints = [run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
-    checkpoint = next((path for path in checkpoints if path.exists()), None)
+    checkpoint = next((path for path in _checkpoints(run_dir) if path.exists()), None)
     if mode == "must" and checkpoint is None:
         raise InputError(
             f"resume=must: the run in {run_dir} has left no checkpoint; "

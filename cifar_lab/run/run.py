@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from cifar_lab import signals
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.overrides import assignment
 from cifar_lab.config.written import config_to_keep
-from cifar_lab.errors import Diverged, InputError, Interrupted
+from cifar_lab.errors import Diverged, InputError, Interrupted, memory_ran_out
 from cifar_lab.records import credentials, processes
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.environment import git_state, package_versions
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("cifar_lab")
 _PACKAGE = Path(__file__).parents[1]
+# Times as many or as few images per step as the learning rates were found with. By rules of thumb
+# (in proportion for SGD, to the root for Adam) rates are off by this factor, or its root.
+_TOO_FAR = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,14 @@ class Request:
     @cached_property
     def config(self) -> dict[str, Any]:
         """Resolved, as plain containers, without Hydra's node."""
-        return run_config(self.cfg)
+        try:
+            return run_config(self.cfg)
+        except InputError:
+            # its checkpoint holds them by now
+            begun_with = resume.weights_that_are_gone(self.run_dir, self.cfg.get("init_from"))
+            if begun_with is None:
+                raise
+            return run_config(self.cfg, begun_with=begun_with)
 
     @cached_property
     def config_to_keep(self) -> dict[str, Any]:
@@ -105,14 +116,14 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     """
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
-    parts = build(asked.cfg, asked.config, asked.run_dir) if world.joined else None
+    parts = _build(asked) if world.joined else None
     of_the_first = partial(_of_the_first, parts)
     earlier = _find(asked, world, of_the_first)
     if earlier.finished:
         assert earlier.record is not None
         _repeat(asked, earlier.record)
         return 0
-    parts = parts or build(asked.cfg, asked.config, asked.run_dir)
+    parts = parts or _build(asked)
     check_images(asked, parts, earlier.record)
     before_training()
     training = partial(_train, asked, parts, earlier, of_the_first)
@@ -123,6 +134,12 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
 
 
 # --- before anything is on disk ------------------------------------------------------------------
+
+
+def _build(asked: Request) -> Parts:
+    return build(
+        asked.cfg, asked.config, asked.run_dir, begun_with=resume.begun_with(asked.run_dir)
+    )
 
 
 def _find(asked: Request, world: processes.World, of_the_first: Callable[[Any], Any]) -> Earlier:
@@ -227,7 +244,7 @@ def _train(
             if processes.rank() == 0:
                 checkpoint = _take_folder(asked.run_dir, earlier, stack)
                 file = _open_record(asked, parts, earlier.record, checkpoint)
-                _warn(asked, file.record)
+                _warn(asked, file.record, _images_per_step(parts))
             checkpoint = of_the_first(checkpoint)
             with processes.first_of(asked.overrides_with_folder, checkpoint):
                 fit_and_test(
@@ -318,13 +335,27 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(found["global_step"])
 
 
-def _warn(asked: Request, record: RunRecord) -> None:
+def _images_per_step(parts: Parts) -> int:
+    from cifar_lab.training.layout import layout_of
+
+    return layout_of(parts.trainer, parts.data.train_dataloader()).images_per_step
+
+
+def _warn(asked: Request, record: RunRecord, images_per_step: int) -> None:
     """Says what a reader of the numbers has to know; on standard error and in train.log."""
     *before, start = record.starts
     if record.resumed and (others := made_otherwise(before, start)):
         # not refused: a comment may have changed, and hours of work would be lost; every start
         # is on record
         log.warning("%s: goes on, though begun with %s", asked.run_dir, others)
+    tuned = asked.config["tuned_batch_size"]
+    if tuned and not tuned / _TOO_FAR <= images_per_step <= tuned * _TOO_FAR:
+        log.warning(
+            "%d images per optimizer step, and the learning rates were found with %d: scale "
+            "optimizer.lr and the rates of its groups, or set data.batch_size=%d "
+            "(tuned_batch_size=null says nothing)",
+            *(images_per_step, tuned, tuned),
+        )
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)
     if (init := record.init) is not None and not record.resumed:
@@ -390,7 +421,16 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     else:
         status, ending = 1, "failed"
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.error("%s", text, exc_info=error)
+        if memory_ran_out(text):
+            text = _shortened(text)
+            # where it ran out is chance: a traceback of torch says nothing
+            log.error(
+                "%s; set a smaller data.batch_size (now %s), or trainer.precision=bf16-mixed",
+                text,
+                asked.config["data"]["batch_size"],
+            )
+        else:
+            log.error("%s", text, exc_info=error)
     if file is not None and not file.close(ending, text):
         _say_unwritable(asked.run_dir, file.refused)
     elif file is None and processes.rank() == 0 and isinstance(error, OSError):
@@ -402,6 +442,12 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     for line in filter(None, (said, last_line)):
         print(f"cifar_lab: {line}", file=sys.stderr)
     return status
+
+
+def _shortened(text: str) -> str:
+    """What torch says of memory, without its inventory of the device."""
+    found = re.match(r".*?[Tt]ried to allocate [\d.]+ \w+", text)
+    return found.group() if found else text
 
 
 def _say_unwritable(run_dir: Path, reason: OSError | None) -> None:

@@ -22,8 +22,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TextIO
 
-from cifar_lab import signals
+from cifar_lab import signals, streams
 from cifar_lab.errors import Interrupted
+from cifar_lab.records.files import shorten_paths_of_sockets
 
 _PRELOAD = "cifar_lab.sweep.preload"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,6 +39,7 @@ server_pid: int | None = None
 def warm_up() -> None:
     """Starts the fork server, which imports while the caller goes on; again: costs nothing."""
     global _data_file
+    shorten_paths_of_sockets()
     if _data_file is None:
         path = Path(util.get_temp_dir()) / "data.json"
         _data_file = path.open("w", encoding="utf-8")  # until `tell_data`
@@ -82,8 +84,9 @@ def start(
         name: of the process, for its messages.
     """
     tell_data(None)  # else the server would wait for it
-    streams = str(output) if output is not None else [_Stream(n) for n in (1, 2) if _is_open(n)]
-    arguments = (target, argument, dict(environment), streams)
+    streams.open_missing()
+    theirs = str(output) if output is not None else [_Stream(n) for n in (1, 2)]
+    arguments = (target, argument, dict(environment), theirs)
     with _importable():
         for last_try in (False, True):
             process = _context().Process(target=enter, args=arguments, name=name)
@@ -112,14 +115,6 @@ class _Stream:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _duplicated, (self.number, reduction.DupFd(self.number))
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 def _duplicated(number: int, duplicate: Any) -> _Stream:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab import signals
+from cifar_lab.formats import csv_cell
 from cifar_lab.records.credentials import hide, masked
 from cifar_lab.records.files import write_atomically
 from cifar_lab.sweep.supervisor import SweepJob
@@ -58,7 +59,7 @@ def write_report(sweep_dir: Path) -> None:
 def _row(job: SweepJob) -> dict[str, Any]:
     record = job.record
     metrics = {} if record is None else record.metrics
-    return {
+    row = {
         "job": job.run_dir.name,
         "status": job.status,
         **masked(job.point.swept),
@@ -68,3 +69,4 @@ def _row(job: SweepJob) -> dict[str, Any]:
         "fit_s": None if record is None else record.timings.fit_s,
         "error": None if job.error is None else hide(job.error),
     }
+    return {key: csv_cell(value) for key, value in row.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifar_lab.errors import InputError
@@ -17,7 +18,7 @@ from cifar_lab.records.record import SETTLED, RunRecord
 from cifar_lab.sweep.folder import SweepFolder, record_of
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
-from cifar_lab.sweep.space import Space
+from cifar_lab.sweep.space import Space, in_words
 from cifar_lab.sweep.supervisor import SweepJob
 
 PRUNED_ON = "val/acc"
@@ -62,7 +63,7 @@ def open_study(
     """The study, new or with its trials; SQLite in the sweep's folder unless a storage is named.
 
     Raises:
-        InputError: the storage can't be opened, or holds a study with other objectives.
+        InputError: the storage can't be opened, or holds a study with other objectives or choices.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = settings["storage"] or f"sqlite:///{folder.path / 'study.db'}"
@@ -80,6 +81,7 @@ def open_study(
         raise InputError(hide(f"sweep.storage={storage}: {text}")) from error
     if [d.name.lower() for d in study.directions] != directions:
         raise InputError(f"sweep.study={settings['study']}: holds a study of other objectives")
+    _check_space(study, space)
     # a study that is taken up again goes on in its sequence: it must not draw its beginning twice
     seed = settings["seed"] + len(study.get_trials(deepcopy=False))
     if settings["storage"] is not None:  # nor what another machine draws at the same moment
@@ -93,6 +95,22 @@ def open_study(
         for point in space.grid():
             study.enqueue_trial(point, skip_if_exists=True)
     return study
+
+
+def _check_space(study: optuna.Study, space: Space) -> None:
+    """Refuses a key whose values Optuna can't hold together with those of the study's trials."""
+    for trial in study.get_trials(deepcopy=False):
+        for key in trial.distributions.keys() & space.distributions.keys():
+            then, here = trial.distributions[key], space.distributions[key]
+            try:
+                check_distribution_compatibility(then, here)
+            except ValueError as error:
+                raise InputError(
+                    f"sweep.study={study.study_name}: {key} is {in_words(here)} here, and its "
+                    f"trials are of {in_words(then)}: in a study the ends of an interval may "
+                    "change, and keys be added, but no choices; give those again, or choose "
+                    "another hydra.sweep.dir or sweep.study"
+                ) from error
 
 
 def check_study(

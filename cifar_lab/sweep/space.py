@@ -95,6 +95,16 @@ def _distribution(override: Override) -> BaseDistribution:
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
+def in_words(distribution: BaseDistribution) -> str:
+    """A distribution as a person knows it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return f"a choice of {', '.join(map(str, distribution.choices))}"
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    kind = "integers" if isinstance(distribution, IntDistribution) else "numbers"
+    scale = " on a log scale" if distribution.log else ""
+    return f"an interval of {kind}{scale}, {distribution.low} to {distribution.high}"
+
+
 def _ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)

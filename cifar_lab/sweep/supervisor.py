@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cifar_lab import signals
+from cifar_lab.errors import memory_ran_out
 from cifar_lab.records.record import SETTLED, RunRecord, Status, close_for
 from cifar_lab.sweep import process
 from cifar_lab.sweep.folder import record_of
@@ -23,7 +24,6 @@ from cifar_lab.sweep.tasks import RUN_JOB, Task
 _TICK_S = 0.2
 # What a job may take to save its checkpoint after SIGTERM.
 _GRACE_S = 30.0
-_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Supervisor:
             )
         elif ending == "failed":
             job.status, job.error = "failed", str(error)
-            if self._stopping is None and _memory_ran_out(job.error) and self._may_retry(job):
+            if self._stopping is None and memory_ran_out(job.error) and self._may_retry(job):
                 job.status = "queued"
         elif self._stopping is None and self._may_retry(job):
             job.status, job.error = "queued", _how_it_died(code)
@@ -260,10 +260,6 @@ class Supervisor:
         job.status, job.error = status, error
         close_for(job.run_dir, status=status, error=error, **job.point.known)
         job.record = record_of(job.run_dir)
-
-
-def _memory_ran_out(error: str) -> bool:
-    return any(word in error for word in _OUT_OF_MEMORY)
 
 
 def _how_it_died(code: int) -> str:

@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from cifar_lab.data.feed.epoch import Batch, Multistep, batches_in
 from cifar_lab.errors import Diverged, InputError
 from cifar_lab.model.tta import averaged_logits
+from cifar_lab.training.distillation import Distillation
+from cifar_lab.training.hard_examples import HardExamples
 from cifar_lab.training.layout import layout_of, window_weight
 from cifar_lab.training.lightning_internals import (
     add_logged_steps,
@@ -61,6 +63,9 @@ class Classifier(LightningModule):
         frozen: layers of the network that stay in evaluation mode.
         tta: the views of an image that the test averages (`cifar_lab.model.tta`); the metric
             ``test/acc_without_tta`` is then of the images as they are.
+        distillation: what is minimized in place of the loss on the labels alone, which is what
+            ``train/loss`` stays.
+        hard_examples: which images of a batch train, and are counted in ``train/...``; None: all.
     """
 
     def __init__(
@@ -73,11 +78,15 @@ class Classifier(LightningModule):
         config: dict[str, Any],
         frozen: Sequence[nn.Module] = (),
         tta: str = "none",
+        distillation: Distillation | None = None,
+        hard_examples: HardExamples | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self._frozen = list(frozen)
         self._tta = tta
+        self._distillation = distillation
+        self._hard_examples = hard_examples
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -113,9 +122,19 @@ class Classifier(LightningModule):
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     @property
+    def proxy(self) -> nn.Module | None:
+        """The network that chooses the images, where there is one."""
+        return None if self._hard_examples is None else self._hard_examples.proxy
+
+    @property
     def frozen_parameter_count(self) -> int:
         """Those that no step changes."""
         return sum(p.numel() for p in self.network.parameters() if not p.requires_grad)
+
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """The layers that stay in evaluation mode."""
+        return self._frozen
 
     def train(self, mode: bool = True) -> Self:
         """As torch's, without the frozen layers: their statistics stay what they are."""
@@ -215,8 +234,10 @@ class Classifier(LightningModule):
         self._validated = False
 
     def on_fit_start(self) -> None:
-        """The loss gets its own precision back."""
+        """The loss gets its own precision back; the teachers come to the device."""
         self._widen_loss()
+        if self._distillation is not None:
+            self._distillation.to(self.device)
 
     def on_test_start(self) -> None:
         """The loss gets its own precision back."""
@@ -234,9 +255,26 @@ class Classifier(LightningModule):
         logits = self(images)
         return self._loss_of(logits, labels, sums), logits
 
-    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+    def loss_again(self, batch: Batch) -> Tensor:
+        """What a step minimizes, of its batch once more: a forward pass that no metric counts."""
+        if self._hard_examples is not None:
+            batch = self._hard_examples.chosen  # what the first pass has chosen
+        images, labels = batch
+        logits = self(images)
+        return self._objective(self._wide_loss(logits, labels), logits, images)
+
+    def _objective(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """The loss on the labels, or what a teacher makes of it."""
+        if self._distillation is None:
+            return loss
+        return self._distillation(loss, logits, images)
+
+    def _wide_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
-        loss = self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+        return self._loss(logits.to(wide), labels.to(wide) if labels.ndim > 1 else labels)
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+        loss = self._wide_loss(logits, labels)
         with torch.no_grad():
             # mixed labels count as the class that holds the larger share
             classes = labels if labels.ndim == 1 else labels.argmax(1)
@@ -285,7 +323,10 @@ class Classifier(LightningModule):
                 parameter.grad = None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
-        loss, _ = self._loss_and_logits(batch, self._train_sums)
+        if self._hard_examples is not None:
+            batch = self._hard_examples.choose(batch)
+        loss, logits = self._loss_and_logits(batch, self._train_sums)
+        loss = self._objective(loss, logits, batch[0])
         with torch.no_grad():
             bad = ~torch.isfinite(loss) & (self._first_bad < 0)
             self._first_bad.copy_(torch.where(bad, step, self._first_bad))
@@ -395,6 +436,8 @@ class Classifier(LightningModule):
             self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
         self._followers = followers(callbacks_of(self.trainer))
+        if self._hard_examples is not None:
+            self._hard_examples.start(self.device, layout_of(self.trainer).steps)
         if self._graphed_step_type is not None:
             self._graphed_step = self._graphed_step_type(
                 step=self._capturable_step,
@@ -460,6 +503,8 @@ class Classifier(LightningModule):
         checkpoint["lr"] = self._lr
         checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
+        if self._hard_examples is not None:
+            checkpoint["hard_examples"] = self._hard_examples.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
@@ -467,6 +512,8 @@ class Classifier(LightningModule):
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
         self._validated = checkpoint.get("validated", False)
+        if self._hard_examples is not None:
+            self._hard_examples.load_state_dict(checkpoint["hard_examples"])
         self._metrics_before = checkpoint.get("run", {}).get("metrics", {})
 
     def on_test_epoch_start(self) -> None:
@@ -497,7 +544,10 @@ class Classifier(LightningModule):
         if (step := int(self._first_bad)) >= 0:
             raise self._diverged("the training loss", step)
         # the largest weight: one read, and exact in every precision; a NaN is passed on
-        if not math.isfinite(nn.utils.get_total_norm(list(self.parameters()), math.inf)):
+        weights = list(self.parameters())
+        if self._hard_examples is not None:  # of NaN the losses choose no images
+            weights += self._hard_examples.proxy.parameters()
+        if not math.isfinite(nn.utils.get_total_norm(weights, math.inf)):
             raise self._diverged("a weight", self.global_step)
 
     def _diverged(self, what: str, step: int) -> Diverged:

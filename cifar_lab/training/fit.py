@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from numpy.typing import NDArray
 from torch import nn
 
@@ -129,6 +130,8 @@ def fit_and_test(
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     if resume_from is None:
         show_data(classifier.network, data)
+        if classifier.proxy is not None:
+            show_data(classifier.proxy, data)
     with signals.deferred():
         with cuda_left_alone(trainer):
             trainer.fit(classifier, datamodule=data, ckpt_path=resume_from, weights_only=True)
@@ -245,6 +248,8 @@ def _add_callbacks(
     # Checkpoints come last, Lightning sees to it, for they save what all others have done; stopping
     # in order saves one too
     others = [c for c in callbacks if c is not checkpoints]
+    # averages are of the weights as all others leave them, whichever order these were named in
+    others.sort(key=lambda callback: isinstance(callback, WeightAveraging))
     last = [] if checkpoints is None else [checkpoints]
     stop = StopInOrder(checkpoints=checkpoints)
     set_callbacks(parts.trainer, [*own, *others, stop, *last])

@@ -251,4 +251,9 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
         its = [f"{at}{name}" for name, _ in layer.named_parameters(recurse=False)]
         if frozen.issuperset(its or [f"{at}running_mean"]):
             norms.append(layer.eval())
+    if patterns and not norms and not frozen & parameters.keys():
+        raise InputError(
+            f"freeze={','.join(patterns)}: fits statistics alone, and they are frozen with the "
+            "parameters of their layer: name these too"
+        )
     return norms

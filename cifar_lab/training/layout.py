@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
@@ -25,6 +26,8 @@ log = logging.getLogger("cifar_lab")
 # What else of the configuration a callback can reach, by where it is: of the trainer, and of the
 # optimizer's groups beside the rate, which the schedule tells.
 _OF_TRAINER = ("gradient_clip_val", "gradient_clip_algorithm", "limit_val_batches")
+# integers with the bits of a floating-point number, by its bytes
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _OF_GROUPS = ("weight_decay", "momentum", "dampening", "betas", "eps")
 
 
@@ -39,6 +42,7 @@ class Layout:
         accumulated: batches whose gradients are averaged for one optimizer step.
         images_per_step: images of an optimizer step, over all devices; the epoch's last may have
             fewer.
+        steps_per_epoch: optimizer steps of a whole epoch.
     """
 
     steps: int
@@ -46,6 +50,14 @@ class Layout:
     batch_size: int
     accumulated: int
     images_per_step: int
+    steps_per_epoch: int
+
+
+class ChecksLayout:
+    """Mark of a callback that can tell from the layout that it would have no part in the fit."""
+
+    def check_layout(self, trainer: Trainer, layout: Layout) -> None:
+        """Raises InputError, with the name of its argument before, where it can't act."""
 
 
 def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
@@ -58,13 +70,14 @@ def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
     loader = loader or train_loader(trainer)
     batches, size = limited(trainer, loader.num_batches), loader.share.batch_size
     accumulated = trainer.accumulate_grad_batches
-    steps = fit_steps(trainer, batches)
+    steps, per_epoch = fit_steps(trainer, batches), max(1, -(-batches // accumulated))
     return Layout(
         steps=steps,
-        epochs=-(-steps // max(1, -(-batches // accumulated))),
+        epochs=-(-steps // per_epoch),
         batch_size=size,
         accumulated=accumulated,
         images_per_step=min(size * min(accumulated, batches), loader.share.used),
+        steps_per_epoch=per_epoch,
     )
 
 
@@ -119,14 +132,16 @@ class WatchLayout(Callback, SupportsMultistep):
     """
 
     def __init__(self) -> None:
-        self.planned = self.ran = Layout(0, 0, 0, 0, 0)
+        self.planned = self.ran = Layout(0, 0, 0, 0, 0, 0)
         self.trained = False
         self.validated_step: int | None = None
         self.departures: dict[str, str] = {}
         self.changed_at_the_end = False
         self._first_lr: float | None = None
         self._scheduler: Any = None
-        self._validated_norm = self._last_norm = self._to_test_norm = math.nan
+        self._validated: list[int] | None = None
+        self._last: list[int] | None = None
+        self._to_test: list[int] | None = None
         self._settings: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -134,7 +149,7 @@ class WatchLayout(Callback, SupportsMultistep):
         if stage == "fit":
             self.planned = self.ran = layout_of(trainer)
         elif stage == "test":
-            self._to_test_norm = _norm(pl_module)
+            self._to_test = _fingerprint(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes what trainer and optimizer were made with."""
@@ -149,16 +164,16 @@ class WatchLayout(Callback, SupportsMultistep):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes which weights were validated, before a callback puts others in their place."""
-        self._validated_norm = _norm(pl_module)
+        self._validated = _fingerprint(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes when; averages have given way to the weights by now, and are in the checkpoint."""
         if trainer.sanity_checking:
-            self._validated_norm = math.nan
+            self._validated = None
             return
         self.validated_step = trainer.global_step
         if _keeps_averages(trainer):
-            self._validated_norm = _norm(pl_module)
+            self._validated = _fingerprint(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the epoch before."""
@@ -176,7 +191,7 @@ class WatchLayout(Callback, SupportsMultistep):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the last one."""
         self._compare(trainer, pl_module)
-        self._last_norm = _norm(pl_module)
+        self._last = _fingerprint(pl_module)
 
     def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now, planned = layout_of(trainer), self.planned
@@ -192,7 +207,7 @@ class WatchLayout(Callback, SupportsMultistep):
         if lr is not None:
             self._compare_lr(float(lr), trainer.global_step - 1)
         unmoved = self.validated_step == trainer.global_step
-        if unmoved and not _same(self._validated_norm, _norm(pl_module)):
+        if unmoved and not _same(self._validated, _fingerprint(pl_module)):
             self._say(
                 "validated",
                 "the weights were changed after their validation and before the next step: what "
@@ -209,7 +224,7 @@ class WatchLayout(Callback, SupportsMultistep):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the weights of the test with those that were put in place for it."""
-        if not _same(self._to_test_norm, _norm(pl_module)):
+        if not _same(self._to_test, _fingerprint(pl_module)):
             self._say(
                 "tested",
                 "the weights were changed for the test: what test/... says is of others than the "
@@ -236,7 +251,7 @@ class WatchLayout(Callback, SupportsMultistep):
                 f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
                 "the learning rates are laid out for",
             )
-        if not _keeps_averages(trainer) and not _same(self._last_norm, _norm(pl_module)):
+        if not _keeps_averages(trainer) and not _same(self._last, _fingerprint(pl_module)):
             self.changed_at_the_end = True
             self._say(
                 "end",
@@ -288,12 +303,17 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _norm(module: nn.Module) -> float:
-    # over running statistics too: it changes when one of them does
+def _fingerprint(module: nn.Module) -> list[int]:
+    """Of weights and running statistics, by tensor: the sum of their bits, read as integers.
+
+    No rounding: it is the same on every device, and Lightning takes a network from the GPU to the
+    CPU between the end of training and the test.
+    """
     tensors = [t.detach() for t in module.state_dict().values() if t.is_floating_point()]
-    return float(nn.utils.get_total_norm(tensors))
+    sums = [t.view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
+    values: list[int] = torch.stack(sums).tolist() if sums else []
+    return values
 
 
-def _same(before: float, now: float) -> bool:
-    # the same tensors give the same norm to the bit; NaN: nothing was noted before
-    return math.isnan(before) or before == now
+def _same(before: list[int] | None, now: list[int]) -> bool:
+    return before is None or before == now  # None: nothing was noted before

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
 from cifar_lab.errors import InputError
+from cifar_lab.training.fused_sgd import moves_all
 
 # of the quintic polynomial: the slope at 0 is large, and values in 0.7..1.2 stay there
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -147,7 +148,8 @@ class Muon(Optimizer):
             parameters,
             [_gradient(p) for p in parameters],
             [self._buffer(p) if momentum else None for p in parameters],
-            fused=True,  # takes a rate on the device too
+            # takes a rate on the device too
+            fused=all(p.device.type != "cpu" or moves_all(p.dtype) for p in parameters),
             weight_decay=group["weight_decay"],
             momentum=momentum,
             lr=group["lr"],

@@ -56,6 +56,7 @@ def cosine(step: int, total_steps: int, *, warmup_fraction: float, final_factor:
         warmup_fraction: share of the fit that warms up, in [0, 1).
         final_factor: the factor after the last step, in [0, 1].
     """
+    _check_shape(warmup_fraction=warmup_fraction, final_factor=final_factor)
     warmup = warmup_fraction * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -79,9 +80,12 @@ def triangular(
         step: optimizer steps made, 0..total_steps.
         total_steps: optimizer steps of the whole fit.
         warmup_fraction: share of the fit that rises, in [0, 1).
-        initial_factor: of the first step, where there is a warm-up.
+        initial_factor: of the first step, where there is a warm-up, in [0, 1].
         final_factor: the factor after the last step, in [0, 1].
     """
+    _check_shape(
+        warmup_fraction=warmup_fraction, initial_factor=initial_factor, final_factor=final_factor
+    )
     peak = warmup_fraction * total_steps
     if step < peak:
         return initial_factor + (1 - initial_factor) * step / peak
@@ -106,6 +110,12 @@ def warmup_stable_decay(
         decay_fraction: share of it that decays, at its end; both together at most 1.
         final_factor: the factor after the last step, in [0, 1].
     """
+    _check_shape(warmup_fraction=warmup_fraction, final_factor=final_factor)
+    if not 0 < decay_fraction <= 1 - warmup_fraction:
+        raise InputError(
+            f"decay_fraction={decay_fraction}: must be above 0, and at most 1 with "
+            f"warmup_fraction={warmup_fraction}"
+        )
     warmup, decay = warmup_fraction * total_steps, decay_fraction * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -126,6 +136,9 @@ def one_cycle(
     With ``initial_factor=1/25`` and ``final_factor=1/25e4`` it equals torch's default. Momentum is
     left alone, as ``cycle_momentum=False`` does there.
     """
+    _check_shape(
+        warmup_fraction=warmup_fraction, initial_factor=initial_factor, final_factor=final_factor
+    )
     # torch's phases end on whole steps counted from 0
     peak = warmup_fraction * total_steps - 1
     last = total_steps - 1
@@ -133,6 +146,17 @@ def one_cycle(
         return 1 + (initial_factor - 1) * _half_cosine(step / peak if peak > 0 else 1.0)
     progress = (step - peak) / max(1.0, last - peak)
     return final_factor + (1 - final_factor) * _half_cosine(progress)
+
+
+def _check_shape(*, warmup_fraction: float, **factors: float) -> None:
+    """Raises InputError for a peak outside of the fit, and for a factor that is higher than it."""
+    if not 0 <= warmup_fraction < 1:
+        raise InputError(
+            f"warmup_fraction={warmup_fraction}: must lie in [0, 1): the rate is at its peak then"
+        )
+    for name, factor in factors.items():
+        if not 0 <= factor <= 1:
+            raise InputError(f"{name}={factor}: must lie in [0, 1], a factor on optimizer.lr")
 
 
 def _half_cosine(progress: float) -> float:

@@ -209,6 +209,31 @@ def check_weight(weight: Any, classes: int) -> None:
         raise InputError(f"loss.weight={shown}: must be at least 0 each, and above 0 for some")
 
 
+def try_smoothing(loss: Loss, without: Loss, *, classes: int, mixes: bool, name: str) -> None:
+    """Holds a loss against the same without its label smoothing.
+
+    Args:
+        loss: as in `try_loss`, which it has passed.
+        without: built alike, but with a smoothing of 0.
+        classes: of the dataset.
+        mixes: as in `try_loss`.
+        name: of the smoothing and its value, for messages.
+
+    Raises:
+        InputError: both give the same.
+    """
+    logits = torch.randn(classes + 1, classes, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(classes + 1) % classes
+    if mixes:
+        labels = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
+    values = [_called(each, logits, labels) for each in (loss, without)]
+    if torch.equal(*values):
+        raise InputError(
+            f"{name}: the loss is the same without it; use loss=cross_entropy, which knows it, or "
+            "leave it out"
+        )
+
+
 def _try_labels(loss: Loss, rows: Tensor, labels: Tensor, name: str, kind: str) -> None:
     logits = rows.clone().requires_grad_()
     try:

@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from cifar_lab.config.compose import compose, run_config
-from cifar_lab.config.targets import check_targets_of_record
+from cifar_lab.config.targets import PARTS_OF_A_RUN, check_targets_of_record, target_nodes
 from cifar_lab.errors import InputError
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 
 
 @lru_cache
@@ -35,6 +36,18 @@ def resolved(*overrides: str) -> dict[str, Any]:
 )
 def test_shipped_configurations_are_accepted(overrides: tuple[str, ...]) -> None:
     check_targets_of_record(resolved(*overrides))
+
+
+def test_every_part_that_is_shipped_is_a_part_of_a_run() -> None:
+    seen = 0
+    for path in sorted((REPOSITORY / "conf").glob("*/*.yaml")):
+        group = path.parent.name
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        for _, node in target_nodes({group: loaded}, ""):
+            if group in PARTS_OF_A_RUN:
+                check_targets_of_record({group: {"_target_": node["_target_"]}})
+                seen += 1
+    assert seen > 30
 
 
 @pytest.mark.parametrize(
@@ -140,7 +153,12 @@ def test_no_part_that_writes_leaves_the_folder(path: str, place: str) -> None:
     node["dirpath"] = path
     with pytest.raises(InputError, match="leads out of the run folder"):
         check_targets_of_record(cfg)
+    # Lightning takes it from the working directory on
     node["dirpath"] = "below/it"
+    with pytest.raises(InputError, match="leads out of the run folder"):
+        check_targets_of_record(cfg)
+    del node["dirpath"]
+    node["filename"] = "below/it"  # of the run folder
     check_targets_of_record(cfg)
 
 

@@ -196,6 +196,15 @@ def test_crop_draws_every_offset_alike() -> None:
     assert is_uniform(draws[:, 0] * 9 + draws[:, 1], 81)
 
 
+def test_cutout_inside_blanks_a_whole_square_anywhere() -> None:
+    cutout = Cutout(size=7, inside=True)
+    draws = cutout.draw(4000, generator(), 16)
+    blank, _ = cutout.apply(torch.ones(4000, 3, 16, 16), some_labels(4000), draws)
+    assert bool(((blank == 0).sum((1, 2, 3)) == 3 * 7 * 7).all())
+    corners = torch.stack([torch.histc((draws - 3)[:, i].float(), 10, 0, 9) for i in (0, 1)])
+    assert float(corners.min()) > 300  # of 400 each
+
+
 def test_cutout_draws_every_centre_alike() -> None:
     draws = Cutout(size=8).draw(32_000, generator(), 32)
     assert is_uniform(draws[:, 0], 32)
@@ -291,7 +300,9 @@ def test_stages_come_in_order_and_names_set_to_null_are_left_out() -> None:
     assert not flip_only.mixes
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+# torch says once that it doesn't know all that waits
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_cpu_and_gpu_agree() -> None:
     gpu = torch.device("cuda")
     images, labels = some_images(), some_labels()
@@ -337,6 +348,7 @@ def test_wrong_input_names_the_key_and_what_is_allowed(build: Any, message: str)
             "crop.padding=8: must be a whole number in 0..7",
         ),
         (Cutout(size=17), 8, "cutout.size=17: must be a whole number in 0..16"),
+        (Cutout(size=9, inside=True), 8, "cutout.size=9: must be a whole number in 0..8"),
     ],
 )
 def test_what_is_too_large_for_the_images_is_refused(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from itertools import islice
 from typing import Any
 
@@ -161,6 +164,22 @@ def test_the_counterparts_of_flip_and_crop_are_torchvisions_own() -> None:
 
 
 # https://docs.python.org/3/library/os.html#os.fork: torch's workers are forked
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_outlive_a_signal_to_the_whole_group() -> None:
+    loader = synthetic(loader="torchvision", augment=STANDARD, workers=2).train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    workers = [worker for worker in multiprocessing.active_children() if worker.daemon]
+    assert len(workers) == 2
+    for worker in workers:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            assert worker.pid is not None
+            os.kill(worker.pid, signum)
+    assert sum(1 for _ in batches) > 0
+    assert all(worker.is_alive() for worker in workers)
+    assert not {signal.SIGTERM, signal.SIGINT} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_torchvision_batches_do_not_depend_on_workers_or_the_global_generator() -> None:
     torch.manual_seed(1)

@@ -47,6 +47,7 @@ def test_without_options_it_is_the_runs_own_test(
     (one,) = as_json(capfd, run)["runs"]
     assert one["accuracy"] == metrics["test/acc"]
     assert one["loss"] == metrics["test/loss"]
+    assert one["tta"] == "none"
     assert one["temperature"] is not None
     assert np.sum(one["confusion_matrix"]) == one["images"] == 200
     assert not (run / "evaluation").exists()
@@ -67,6 +68,7 @@ def test_several_runs_are_an_ensemble(
     finished: Path, another: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = as_json(capfd, finished, another, "--tta", "flip+shift")
+    assert [one["tta"] for one in found["runs"]] == ["flip+shift", "flip+shift"]
     assert [one["name"] for one in found["runs"]] == ["resnet", "cnn"]
     assert found["ensemble"]["name"] == "ensemble of 2"
     losses = [one["calibration"]["cross_entropy"] for one in found["runs"]]
@@ -178,6 +180,13 @@ def test_a_folder_that_cant_be_written(
     capfd.readouterr()
     assert main([str(finished), "--out", str(tmp_path / "file")]) == 2
     assert "can't be written" in capfd.readouterr().err
+
+
+def test_the_json_says_whose_views_were_averaged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = finish(tmp_path / "run", *QUICK, "tta=flip")
+    assert as_json(capfd, run)["runs"][0]["tta"] == "flip"
 
 
 def test_the_last_weights_and_a_file(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:

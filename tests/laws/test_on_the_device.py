@@ -77,7 +77,9 @@ def devices_of(batches: list[Batch]) -> set[torch.device]:
 
 
 @pytest.mark.usefixtures("fake")
-@pytest.mark.parametrize("transforms", [STANDARD, MIXES_NOT, EVERY], ids=["3", "5", "7"])
+@pytest.mark.parametrize(
+    "transforms", [STANDARD, MIXES_NOT, EVERY], ids=["standard", "unmixed", "every"]
+)
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_feed_makes_its_batches_on_the_device(transforms: dict[str, Any], size: int) -> None:
     loader = loader_on(CUDA, transforms)

@@ -18,8 +18,11 @@ from torch import nn
 
 from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import Synthetic
+from cifar_lab.training import fused_sgd
 from cifar_lab.training.callbacks.ema import Ema
 from cifar_lab.training.callbacks.grad_norm import GradNorm
+from cifar_lab.training.callbacks.lookahead import Lookahead
+from cifar_lab.training.callbacks.swa import Swa
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.steps.cuda_graph import WARMUP_STEPS, GraphedStep
@@ -28,6 +31,9 @@ from tests.conftest import FEED
 from tests.laws.test_no_waiting import EVERY, NETWORKS, STANDARD
 from tests.support.tape import Taped
 
+EMA = partial(Ema, decay=0.75, start_step=5)
+SWA = partial(Swa, start_fraction=0.3, every_steps=4, bn_images=100)
+LOOKAHEAD = partial(Lookahead, alpha=0.5, every_steps=2)
 EPOCHS, WHOLE = 3, 8  # and a short batch in each epoch
 
 
@@ -54,7 +60,7 @@ def fitted(
     graphed_step: type[GraphedStep] | None,
     size: int = 4,
     transforms: dict[str, Any] = STANDARD,
-    ema: bool = False,
+    averages: tuple[Any, ...] = (),
     **settings: Any,
 ) -> tuple[dict[str, torch.Tensor], list[list[float]], dict[str, float]]:
     """All weights (averages too), what each epoch summed and the next random number, the metrics"""
@@ -73,13 +79,13 @@ def fitted(
         schedule=halving,
         config={},
     )
-    losses, averages = Losses(), [Ema(decay=0.75, start_step=5)] if ema else []
+    losses = Losses()
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         max_epochs=EPOCHS,
         logger=False,
-        callbacks=[losses, GradNorm(), *averages],
+        callbacks=[losses, GradNorm(), *(make() for make in averages)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -108,7 +114,8 @@ OPTIMIZERS: dict[str, Any] = {
         ("cnn", "sgd", {}),
         ("resnet10", "sgd", {}),
         ("resnet10", "adamw", {}),
-        ("cnn", "sgd", {"ema": True, "size": 3}),
+        ("cnn", "sgd", {"averages": (EMA,), "size": 3}),
+        ("resnet10", "sgd", {"averages": (LOOKAHEAD, SWA), "size": 3}),
         ("resnet10", "sgd", {"transforms": EVERY, "size": 16}),
         ("cnn", "sgd", {"precision": "bf16-mixed"}),
         ("resnet10", "sgd", {"precision": "bf16-true"}),
@@ -118,6 +125,8 @@ OPTIMIZERS: dict[str, Any] = {
 def test_a_replayed_fit_is_the_fit(
     tmp_path: Path, network: str, optimizer: str, more: dict[str, Any]
 ) -> None:
+    if more.get("precision") == "bf16-true" and not fused_sgd.moves_all(torch.bfloat16):
+        pytest.skip(f"torch {torch.__version__}'s fused SGD leaves elements to chance")
     Taped.recordings = Taped.replays = 0
     plain = fitted(tmp_path, network, OPTIMIZERS[optimizer], graphed_step=None, **more)
     taped = fitted(tmp_path, network, OPTIMIZERS[optimizer], graphed_step=Taped, **more)

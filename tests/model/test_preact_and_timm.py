@@ -172,6 +172,7 @@ def test_networks_of_several_kinds_give_a_logit_for_each_class(name: str, small_
         ({"name": "vit_tiny_patch16_224"}, "small_stem=true: vit_tiny_patch16_224 has no first"),
         ({"options": {"num_classes": 3}}, "options.num_classes"),
         ({"options": {"depht": 3}}, "name=resnet18"),
+        ({"options": {"checkpoint_path": "x"}}, "options.checkpoint_path"),
     ],
     ids=str,
 )
@@ -202,3 +203,43 @@ def test_a_run_with_a_network_of_timm(lab: Lab, tmp_path: Path) -> None:
     status, _, err = lab(*arguments, *small, f"hydra.run.dir={tmp_path}/run")
     assert status == 0, err
     assert record_of(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **more: ResNet(num_blocks=[1, 1], width=4, **more),
+        lambda **more: preact([1, 1], **more),
+        wide,
+    ],
+    ids=["resnet", "preact", "wide"],
+)
+def test_batch_norm_and_first_filters_are_options(make: Callable[..., nn.Module]) -> None:
+    def made(**more: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return make(**more)
+
+    plain, changed = made(), made(bn_momentum=0.6, train_scale=False, identity=True)
+    norms = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}  # torch's, to the bit
+    assert all(norm.weight.requires_grad for norm in norms)
+    norms = [m for m in changed.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.4}
+    assert not any(norm.weight.requires_grad for norm in norms)
+    assert all(norm.bias.requires_grad for norm in norms)
+    before, stages = dict(plain.named_parameters()), changed.get_submodule("stages")
+    filters = [p for p in stages.parameters() if p.ndim == 4 and p.shape[-1] == 3]
+    assert filters
+    for filter_ in filters:
+        images = torch.randn(2, filter_.shape[1], 6, 6)
+        out = nn.functional.conv2d(images, filter_, padding=1)
+        torch.testing.assert_close(out[:, : images.shape[1]], images[:, : len(filter_)])
+    touched = {f"stages.{n}" for n, p in stages.named_parameters() if any(p is f for f in filters)}
+    for name, value in changed.named_parameters():
+        if name not in touched:
+            assert torch.equal(value, before[name]), name
+
+
+def test_a_momentum_out_of_range_is_refused() -> None:
+    with pytest.raises(InputError, match=r"bn_momentum=1.0: must lie in \[0, 1\)"):
+        wide(bn_momentum=1.0)

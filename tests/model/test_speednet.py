@@ -149,7 +149,8 @@ class Shown(nn.Module):
 """
 SHOWN = (
     *("model._target_=shown_net.Shown", "~model.num_blocks", "~model.width"),
-    *("~model.stochastic_depth", "threads=1"),
+    *("~model.stochastic_depth", "~model.bn_momentum", "~model.train_scale", "~model.identity"),
+    "threads=1",
 )
 
 

@@ -46,6 +46,19 @@ def test_the_six_views_are_the_speedrun_s(memory_format: torch.memory_format) ->
     torch.testing.assert_close(plain, network(images))
 
 
+def test_the_mean_of_coarse_logits_is_taken_in_float32() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(50, 3, 32, 32)
+
+    def coarse(x: Tensor) -> Tensor:
+        return (100 * x.mean((2, 3)) + x[:, :, 3, 5]).bfloat16()
+
+    _, mean = averaged_logits(coarse, images, "flip+shift")
+    expected = sum(w * coarse(v).double() for w, v in views(images, "flip+shift"))
+    assert mean.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_network_that_sees_no_difference_says_the_same() -> None:
     def mean_colour(x: Tensor) -> Tensor:
         return x.amax((2, 3))

@@ -11,6 +11,7 @@ import pytest
 
 from cifar_lab.records.digest import (
     KEYS_THAT_CHANGE_NO_RESULT,
+    NEW_OF_RESIDUAL,
     STANDING_VALUES,
     changes_no_result,
     config_digest,
@@ -130,3 +131,19 @@ def test_images_are_the_same_by_their_digest_or_as_the_official_ones(
     images: str | None, data: dict[str, Any], same: bool
 ) -> None:
     assert Data.model_validate(data).holds(images) is same
+
+
+@pytest.mark.parametrize(("key", "value"), NEW_OF_RESIDUAL.items())
+def test_a_key_that_is_new_for_one_network_is_not_for_others(key: str, value: Any) -> None:
+    def digests(target: str) -> list[str]:
+        without = changed("model._target_", target)
+        given = [copy.deepcopy(without) for _ in range(2)]
+        for config, setting in zip(given, (value, "another"), strict=True):
+            config["model"][key.removeprefix("model.")] = setting
+        return [config_digest(config) for config in (without, *given)]
+
+    for network in ("cifar_lab.model.resnet.ResNet", "cifar_lab.model.preact_resnet.WideResNet"):
+        without, at_the_old_value, another = digests(network)
+        assert without == at_the_old_value != another
+    for network in ("cifar_lab.model.speednet.SpeedNet", "nets.Mine"):
+        assert len(set(digests(network))) == 3

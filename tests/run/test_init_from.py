@@ -27,6 +27,7 @@ from cifar_lab.training.optimizers import OptimizerFactory
 from tests.conftest import TINY, environment, merged, record_of
 from tests.support.class_folders import write_class_folders
 from tests.support.hostile import Payload
+from tests.support.own_images import change
 from tests.support.runs import same, stop_at, weights
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -312,6 +313,38 @@ def test_a_frozen_run_that_was_stopped_ends_as_one_that_was_not(
     assert lab(*arguments, "hydra.run.dir=cut")[0] == 0
     same(Path("whole"), Path("cut"))
     assert record_of(Path("cut"))["init"] == record_of(Path("whole"))["init"]
+
+
+def test_a_run_goes_on_where_the_weights_it_began_with_are_gone(
+    sources: dict[str, Path], lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(sources["resnet"], tmp_path / "source"))
+    given = {"folder": source, "file": source / "checkpoints" / "best.ckpt"}
+    for name, weights_of in given.items():
+        with monkeypatch.context() as patch:
+            stop_at(patch, 5)
+            assert lab(*BASE, f"init_from={weights_of}", f"hydra.run.dir={name}")[0] == 130
+    assert lab(*BASE, f"init_from={source}", "hydra.run.dir=whole")[0] == 0
+    shutil.move(source, tmp_path / "elsewhere")
+    gone = "no such file or folder"
+    for name, weights_of in given.items():
+        here = f"hydra.run.dir={name}"
+        status, _, err = lab(*BASE, "init_from=nothing", here)
+        assert (status, gone in err) == (2, True)
+        status, _, err = lab(*BASE, f"init_from={weights_of}", here)
+        assert status == 0, err
+        same(Path("whole"), Path(name))
+        for field in ("init", "config_digest"):
+            assert record_of(Path(name))[field] == record_of(Path("whole"))[field]
+        # its result is repeated; a new run needs them
+        assert lab(*BASE, f"init_from={weights_of}", here)[0] == 0
+        status, _, err = lab(*BASE, f"init_from={weights_of}", "hydra.run.dir=new")
+        assert (status, gone in err) == (2, True)
+    # and so does one that was stopped before it had a checkpoint
+    change(tmp_path / "folder", lambda record: record.update(status="interrupted"))
+    shutil.rmtree(tmp_path / "folder" / "checkpoints")
+    status, _, err = lab(*BASE, f"init_from={source}", "hydra.run.dir=folder")
+    assert (status, gone in err) == (2, True)
 
 
 def test_a_validation_leaves_frozen_statistics_alone() -> None:

@@ -21,7 +21,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.inference.evaluation import evaluate
 from cifar_lab.inference.images import own_images
 from cifar_lab.records.checkpoint_file import add_digest
-from tests.conftest import environment, merged, record_of
+from tests.conftest import REPOSITORY, environment, merged, record_of
 from tests.support.class_folders import write_class_folders
 from tests.support.finished import CNN, QUICK, copied, finish
 from tests.support.own_images import change
@@ -73,6 +73,7 @@ RUNS = {
     "torchvision": (
         *[a for a in QUICK if not a.startswith("model")],
         *("model=resnet10", "~model.num_blocks", "~model.width", "~model.stochastic_depth"),
+        *("~model.bn_momentum", "~model.train_scale", "~model.identity"),
         "model._target_=torchvision.models.squeezenet1_1",
     ),
 }
@@ -220,6 +221,9 @@ def test_what_is_no_finished_run_is_one_line(finished: Path, tmp_path: Path) -> 
         assert "\n" not in str(error.value)
 
     refused("nowhere: does not exist; give the folder of a run", "nowhere")
+    refused("run.json: is no folder; give the folder of a run", finished / "run.json")
+    old = REPOSITORY / "tests" / "fixtures" / "runs_of_af3b1f8" / "seed0"
+    refused("older version, which did not record the names of its classes", old)
     refused("holds no run.json; give the folder of a run; there are runs below it", finished.parent)
     broken = copied(finished, tmp_path / "broken")
     (broken / "run.json").write_text("{")

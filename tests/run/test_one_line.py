@@ -180,15 +180,15 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     # numbers out of range
     (("loss.label_smoothing=-0.5",), "loss.label_smoothing=-0.5: must lie in [0, 1)"),
     (("loss.label_smoothing=1",), "loss.label_smoothing=1: must lie in [0, 1)"),
-    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in 0..1, a share"),
-    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in 0..1, a factor"),
+    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in [0, 1"),
+    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in [0, 1]"),
     (
         ("scheduler=onecycle", "scheduler.initial_factor=2"),
-        "scheduler.initial_factor=2: must lie in 0..1, a factor",
+        "scheduler.initial_factor=2: must lie in [0, 1]",
     ),
     (
         ("scheduler=wsd", "scheduler.warmup_fraction=0.5", "scheduler.decay_fraction=0.6"),
-        "scheduler.decay_fraction=0.6: must be at most 0.5, what",
+        "scheduler.decay_fraction=0.6: must be above 0, and at most 1",
     ),
     (("scheduler=step", "scheduler.gamma=-1"), "scheduler.gamma=-1: must be above 0"),
     (("scheduler=step", "scheduler.step_size=-1"), "scheduler.step_size=-1: must be above 0"),

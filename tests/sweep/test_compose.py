@@ -94,6 +94,7 @@ def test_a_run_config_is_everything_but_what_is_of_no_run_or_left_at_its_default
     with open_dict(bare):
         del bare["hydra"], bare["sweep"], bare.optimizer["groups"]
         del bare["init_from"], bare["init_strict"], bare["freeze"]
+        del bare["distill"], bare["hard_examples"]
         for key in TRAINER_DEFAULTS:
             del bare.trainer[key]
     expected = OmegaConf.to_container(bare, resolve=True, enum_to_str=True)

@@ -63,6 +63,43 @@ def test_hydras_syntax_is_optunas_distribution() -> None:
         space.grid()
 
 
+@pytest.mark.parametrize(
+    ("then", "here", "said"),
+    [
+        ("a=0.1,0.2", "a=0.1,0.2,0.3", "a choice of 0.1, 0.2, 0.3 here"),
+        ("a=0.1,0.2", "a=interval(0.1,0.2)", "an interval of numbers, 0.1 to 0.2 here"),
+        (
+            "a=int(interval(1,8))",
+            "a=interval(1,8)",
+            "trials are of an interval of integers, 1 to 8",
+        ),
+        ("a=interval(0.1,1)", "a=tag(log,interval(0.1,1))", "on a log scale, 0.1 to 1.0 here"),
+        ("a=interval(0.1,1)", "a=interval(0.01,2)", None),
+        ("a=int(interval(1,8))", "a=range(1,20,2)", None),
+        ("a=x,y", "a=x,y b=1,2", None),
+        ("a=x,y b=1,2", "a=x,y", None),
+    ],
+)
+def test_what_may_change_in_a_study_is_said(then: str, here: str, said: str | None) -> None:
+    from cifar_lab.sweep.search import _check_space
+    from cifar_lab.sweep.space import parse_space
+
+    def space(words: str) -> Any:
+        return parse_space(OverridesParser.create().parse_overrides(words.split()))
+
+    study = optuna.create_study()
+    study.ask(dict(space(then).distributions))
+    if said is None:
+        _check_space(study, space(here))
+        study.ask(dict(space(here).distributions))  # which is Optuna's own check
+        return
+    with pytest.raises(InputError, match=r"choose another hydra\.sweep\.dir") as error:
+        _check_space(study, space(here))
+    assert said in str(error.value)
+    with pytest.raises(ValueError, match=r"space|kind|configuration"):
+        study.ask(dict(space(here).distributions))
+
+
 WRONG = [
     (["sweep.pruner=hyperband", "sweep.objectives=[val/acc,fit_s]", TWO], "prunes"),
     (["sweep.objectives=[test/acc]"], "the test split selects nothing"),

@@ -10,9 +10,11 @@ import lightning.pytorch.callbacks as theirs
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from cifar_lab.errors import InputError
 from cifar_lab.run import compatibility
+from cifar_lab.training import layout
 from cifar_lab.training.callbacks.ema import Ema
 from tests.conftest import record_of
 from tests.support.runs import SMALL, stop_at
@@ -30,7 +32,7 @@ REFUSED = {
     "LearningRateFinder": "-m optimizer.lr=0.01,0.03,0.1",
     "ModelPruning": "prune the checkpoint",
     "OnExceptionCheckpoint": "callbacks.checkpoints",
-    "StochasticWeightAveraging": "callbacks=ema",
+    "StochasticWeightAveraging": "callbacks=swa",
     "WeightAveraging": "callbacks=ema",
 }
 HARMLESS = {
@@ -334,3 +336,24 @@ def test_stopped_early_the_record_has_both_lengths(lab: Lab, tmp_path: Path) -> 
     record = record_of(tmp_path / "run")
     assert (record["steps"], record["steps_planned"], record["departures"]) == (16, 40, [])
     assert "2 epochs, 16 of 40 steps" in out
+
+
+def test_weights_are_told_by_their_bits_wherever_and_however_they_lie() -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(16, 64, 3)
+    network = nn.Sequential(first, nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3))
+    before = layout._fingerprint(network)
+    # another order of the same numbers: a norm, added up in another order, has other last bits
+    assert layout._fingerprint(network.to(memory_format=torch.channels_last)) == before
+    with torch.no_grad():
+        first.weight[0, 0, 0, 0] = torch.nextafter(first.weight[0, 0, 0, 0], torch.tensor(9.0))
+    assert layout._fingerprint(network) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_every_precision_are_told(dtype: torch.dtype) -> None:
+    network = nn.Linear(3, 2).to(dtype)
+    before = layout._fingerprint(network)
+    with torch.no_grad():
+        network.weight[0, 0] += 1
+    assert layout._fingerprint(network) != before

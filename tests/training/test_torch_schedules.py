@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, lr_scheduler
 
+from cifar_lab.__main__ import main
 from cifar_lab.config.targets import makes_scheduler
 from cifar_lab.errors import InputError
 from cifar_lab.training import schedules
 from cifar_lab.training.schedules import TorchSchedule, depends_on_length, try_schedule
-from tests.conftest import TINY, record_of
+from tests.conftest import TINY, merged, record_of
 from tests.support.runs import same, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -47,22 +48,37 @@ EXACT = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run folder of a fit with these arguments that nobody stopped, made where it is wanted."""
+
+    @cache
+    def made(*arguments: str) -> Path:
+        run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+        assert main(merged(*FITS, *arguments, f"hydra.run.dir={run_dir}")) == 0
+        return run_dir
+
+    return made
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_stopped_and_continued_equals_undisturbed_to_the_bit(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Callable[..., Path],
+    name: str,
 ) -> None:
     arguments = (*FITS, *EXACT[name])
-    status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/whole")
-    assert status == 0, err
+    whole = undisturbed(*EXACT[name])
     # within an epoch, and at the first step of the next: after the epoch's checkpoint
     stop_at(monkeypatch, 4, 8, 20)
     for _ in range(3):
         assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
     status, _, err = lab(*arguments, f"hydra.run.dir={tmp_path}/cut")
     assert status == 0, err
-    same(tmp_path / "whole", tmp_path / "cut")
-    one, other = (_optimizer(tmp_path / folder) for folder in ("whole", "cut"))
-    assert one == other
+    same(whole, tmp_path / "cut")
+    assert _optimizer(whole) == _optimizer(tmp_path / "cut")
 
 
 def _optimizer(run_dir: Path) -> list[dict[str, Any]]:
@@ -102,14 +118,16 @@ def by_hand(make: Callable[..., Any], steps: int, lr: float = 0.05) -> list[floa
     ids=["step", "one cycle", "exponential", "cosine"],
 )
 def test_rates_are_those_of_a_loop_by_hand(
-    lab: Lab, tmp_path: Path, arguments: tuple[str, ...], make: Callable[..., Any], every: int
+    undisturbed: Callable[..., Path],
+    arguments: tuple[str, ...],
+    make: Callable[..., Any],
+    every: int,
 ) -> None:
-    status, _, err = lab(*FITS, *arguments, f"hydra.run.dir={tmp_path}/run")
-    assert status == 0, err
+    run_dir = undisturbed(*arguments)
     expected = by_hand(make, 24 // every)
     last = expected if every == 8 else expected[7::8]  # the rate of each epoch's last step
-    assert rates(tmp_path / "run") == pytest.approx(last, rel=1e-9)
-    assert record_of(tmp_path / "run")["departures"] == []
+    assert rates(run_dir) == pytest.approx(last, rel=1e-9)
+    assert record_of(run_dir)["departures"] == []
 
 
 def test_a_plateau_follows_the_value_that_was_logged(lab: Lab, tmp_path: Path) -> None:
@@ -126,16 +144,13 @@ def test_a_plateau_follows_the_value_that_was_logged(lab: Lab, tmp_path: Path) -
 
 
 def test_several_steps_per_call_go_back_to_single_ones_and_say_why(
-    lab: Lab, tmp_path: Path
+    lab: Lab, tmp_path: Path, undisturbed: Callable[..., Path]
 ) -> None:
-    one = (*FITS, *EXACT["step"], f"hydra.run.dir={tmp_path}/one")
-    status, _, err = lab(*one)
-    assert (status, err) == (0, "")
     several = (*FITS, *EXACT["step"], "steps_per_call=4", f"hydra.run.dir={tmp_path}/several")
     status, _, err = lab(*several)
     assert status == 0
     assert "steps_per_call=4: scheduler is one of torch's" in err
-    same(tmp_path / "one", tmp_path / "several")
+    same(undisturbed(*EXACT["step"]), tmp_path / "several")
 
 
 # --- before the run ------------------------------------------------------------------------------

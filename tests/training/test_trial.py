@@ -277,7 +277,7 @@ LINES = [
     (
         ("loss._target_=torch.nn.MultiMarginLoss", "~loss.label_smoothing", "augment=strong"),
         "loss._target_=torch.nn.MultiMarginLoss: does not take logits and mixed labels (B, C), "
-        "which augment makes (RuntimeError: multi_margin_loss: ",
+        "which augment makes (RuntimeError: ",
     ),
 ]
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_lab.data.augment import Normalization, Pipeline
+from cifar_lab.data.augment import Normalization, Pipeline, resized
 from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
 
 # Left free on a GPU beside the images: a network trains there too.
@@ -53,19 +53,22 @@ class Plan:
         order: (n,) int64, rows of the split's images, where these are.
         labels: (n,) int64, on the training device.
         draws: per transform (n, ...), on the training device.
+        side: pixels of a side that the images are resized to; None: they stay as they are.
     """
 
     order: Tensor
     labels: Tensor
     draws: dict[str, Tensor]
+    side: int | None = None
 
 
 @final
 class BatchLoader(EpochLoader):
     """Whole-batch loading and augmentation.
 
-    Yields images (B, 3, H, W) float32, normalized, and labels, (B,) int64 or, where the pipeline
-    mixes samples, (B, C) float32; both on `device`. Nothing here waits for a GPU.
+    Yields images (B, 3, H, W) float32, normalized (smaller ones where the pipeline says so), and
+    labels, (B,) int64 or, where the pipeline mixes samples, (B, C) float32; both on `device`.
+    Nothing here waits for a GPU.
 
     Args:
         images: (N, 3, H, W) uint8 of a whole split, on `device` or in pinned memory (see `place`).
@@ -127,6 +130,7 @@ class BatchLoader(EpochLoader):
             order=_sent(rows, self._images.device),
             labels=_sent(self._labels[rows], self.device),
             draws={name: _sent(share.of(draw), self.device) for name, draw in draws.items()},
+            side=self._pipeline.side(epoch),
         )
 
     def batch(self, plan: Plan, index: int) -> Batch:
@@ -158,13 +162,14 @@ class BatchLoader(EpochLoader):
         return flat_images.unflatten(0, (count, size)), flat_labels.unflatten(0, (count, size))
 
     def _cut(self, plan: Plan, part: slice) -> Batch:
-        return self._pipeline.apply(
+        images, labels = self._pipeline.apply(
             self._gathered(plan.order[part]),
             plan.labels[part],
             {name: draw[part] for name, draw in plan.draws.items()},
             self._normalization,
             self._memory_format,
         )
+        return resized(images, plan.side), labels
 
     def _gathered(self, rows: Tensor) -> Tensor:
         # by type: torch.device("cuda") is not equal to the cuda:0 that it names

@@ -5,7 +5,11 @@ For people who bring their own transforms. Same splits, order, shares and resume
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import util
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -13,20 +17,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
+from cifar_lab.data.auto_augment import RandAugment, TrivialAugment
 from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import shorten_paths_of_sockets
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
+_WITH_COUNTERPART = (RandomFlip, RandomCrop, ColorJitter, TrivialAugment, RandAugment)
 SampleTransform = Callable[[Tensor], Tensor]
 _SampleKey = tuple[int, int]  # row of the split, seed of the sample's augmentation
 
 
 def check_per_sample(pipeline: Pipeline) -> None:
     """Raises InputError unless every transform has a counterpart in torchvision."""
+    if pipeline.sizes:
+        raise InputError(
+            "data.loader=torchvision: augment.sizes resizes whole batches; use data.loader=device"
+        )
     for name, transform in pipeline.transforms.items():
-        if not isinstance(transform, RandomFlip | RandomCrop | ColorJitter):
+        if not isinstance(transform, _WITH_COUNTERPART):
             raise InputError(
                 f"data.loader=torchvision: augment.transforms.{name} has no per-sample form in "
                 f"torchvision; use data.loader=device, augment.transforms.{name}=null, or a "
@@ -50,6 +61,10 @@ def _counterpart(transform: Transform, size: int) -> v2.Transform:
             return v2.RandomCrop(size, padding=padding, padding_mode=fill)
         case ColorJitter(strength=(brightness, contrast, saturation)):
             return v2.ColorJitter(brightness, contrast, saturation)
+        case TrivialAugment():
+            return v2.TrivialAugmentWide()
+        case RandAugment(operations=operations, magnitude=magnitude):
+            return v2.RandAugment(operations, magnitude)
     raise AssertionError(f"check_per_sample let {transform!r} through")
 
 
@@ -93,6 +108,9 @@ class TorchvisionLoader(EpochLoader):
         channels_last: bool,
     ) -> None:
         super().__init__()
+        if workers:
+            shorten_paths_of_sockets()
+            util.Finalize(None, _end_workers, exitpriority=10)
         self.share = share
         self.device = device
         self._indices = indices
@@ -119,7 +137,9 @@ class TorchvisionLoader(EpochLoader):
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         self._upcoming[:] = self._keys(epoch)[first:]
-        for images, labels in self._loader:
+        with _signals_blocked():
+            batches = iter(self._loader)  # where workers start, which inherit that
+        for images, labels in batches:
             yield (
                 images.to(self.device, non_blocking=True, memory_format=self._memory_format),
                 labels.to(self.device, non_blocking=True),
@@ -132,6 +152,28 @@ class TorchvisionLoader(EpochLoader):
         rows = self._indices[self.share.of(order)].tolist()
         keys = list(zip(rows, self.share.of(seeds).tolist(), strict=True))
         return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are the training process's to answer.
+
+    A terminal, ``timeout`` and a cluster's cancel send them to all of a group. A worker that ended
+    of it would end the run as failed, before it can save where it stands.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers() -> None:
+    """Ends what still works when the process ends: `multiprocessing` would wait for it for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 @final

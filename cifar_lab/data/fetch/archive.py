@@ -65,6 +65,9 @@ class Archive:
         return [name for name in self.members if name != self.meta]
 
 
+# CIFAR-100's training images are the largest member: 155,249,918 bytes.
+_MOST_BYTES = 200 * 2**20
+
 OFFICIAL = Archive(
     name="cifar-10-python.tar.gz",
     size=170_498_071,
@@ -90,6 +93,8 @@ def check_archive(path: Path, archive: Archive) -> None:
     """Raises InputError unless the file is the archive, by size and MD5."""
     size = path.stat().st_size
     if size != archive.size:
+        if other := _what_else(path, archive):
+            raise InputError(f"{path}: {other}")
         raise InputError(
             f"{path}: has {size} bytes, {archive.name} has {archive.size}: it is truncated or "
             "another file; delete it and fetch it again"
@@ -99,6 +104,56 @@ def check_archive(path: Path, archive: Archive) -> None:
             f"{path}: has MD5 {md5}, {archive.name} has {archive.md5}: it is altered; delete it "
             "and fetch it again"
         )
+
+
+# What else lies where an archive is looked for, by its first bytes.
+_BEGINNINGS = {
+    b"PK": "is a .zip, whatever its name; call it so",
+    b"<!": "is a web page; the link led to one, and not to the file: fetch it again",
+    b"<h": "is a web page; the link led to one, and not to the file: fetch it again",
+    b"version https://git-lfs": "is a pointer of Git LFS; `git lfs pull` fetches the file",
+    b"Rar!": "is a .rar; unpack it and give its folder",
+    b"7z\xbc\xaf": "is a .7z; unpack it and give its folder",
+    b"BZh": "is packed by bzip2; the archive is packed by gzip: fetch it again",
+    b"\xfd7zXZ": "is packed by xz; the archive is packed by gzip: fetch it again",
+}
+# Folders that archives of the same site unpack to, and what to do about them.
+_SISTERS = {
+    "cifar-10-batches-py": "is CIFAR-10's archive; use data=cifar10",
+    "cifar-100-python": "is CIFAR-100's archive; use data=cifar100",
+    "cifar-10-batches-bin": "is CIFAR-10 for C programs; {name} is needed",
+    "cifar-100-binary": "is CIFAR-100 for C programs; {name} is needed",
+    "cifar-10-batches-mat": "is CIFAR-10 for Matlab; {name} is needed",
+    "cifar-100-matlab": "is CIFAR-100 for Matlab; {name} is needed",
+}
+
+
+def _what_else(path: Path, archive: Archive) -> str | None:
+    """What a file is that is not the archive; None where it may be a part of it."""
+    with path.open("rb") as file:
+        head = file.read(65536)
+    if not head:
+        return "is empty; fetch it again"
+    for beginning, what in _BEGINNINGS.items():
+        if head.lstrip()[: len(beginning)].lower() == beginning.lower():
+            return what
+    if not head.startswith(b"\x1f\x8b"):
+        if head.isascii() and b"\0" not in head:
+            begins = head.decode("ascii").split("\n")[0].strip()[:40]
+            return f"is a text file, not packed by gzip; it begins with {begins!r}"
+        return f"is not packed by gzip, so it is not {archive.name}"
+    try:
+        # no more than the first entry's header is unpacked: its content may be of any size
+        unpacked = zlib.decompressobj(wbits=31).decompress(head, tarfile.BLOCKSIZE)
+        first = tarfile.TarInfo.frombuf(unpacked, "utf-8", "surrogateescape")
+    except (tarfile.TarError, zlib.error):
+        return None
+    folder = first.name.removeprefix("./").partition("/")[0]
+    if folder == archive.folder or not first.name.isprintable():
+        return None
+    if folder in _SISTERS:
+        return _SISTERS[folder].format(name=archive.name)
+    return f"holds {folder}/, and {archive.name} holds {archive.folder}/: it is another archive"
 
 
 def read_archive(path: Path, archive: Archive) -> tuple[Split, Split]:
@@ -153,6 +208,8 @@ def _pickle_bytes(folder: Path, archive: Archive) -> Iterator[tuple[str, bytes]]
             "data.root unset to fetch it"
         )
     for name in archive.members:
+        if (folder / name).stat().st_size > _MOST_BYTES:
+            raise InputError(f"{folder / name}: is larger than any of {archive.name}'s files")
         yield name, (folder / name).read_bytes()
 
 

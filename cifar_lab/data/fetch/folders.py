@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
+import warnings
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +23,13 @@ from numpy.typing import NDArray
 from cifar_lab.data.dataset import Split, label_type
 from cifar_lab.errors import InputError
 
+log = logging.getLogger("cifar_lab.data")
+
 SPLITS = ("train", "test")
 FEWEST_CLASSES, MOST_CLASSES = 2, 1000
-SUFFIXES = (".png", ".jpg", ".jpeg")
-_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
+MOST_FILES = 2_000_000
+# What systems and editors leave behind, in any case; names that begin with a dot are left out too.
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def fingerprint_folder(root: Path) -> str:
     """Changes when an image is added, taken away, renamed or written anew; 0.2 s for 60,000."""
     parts = []
     for split in SPLITS:
-        for folder in _visible(root / split):
+        for folder in _visible(_split_folder(root, split)):
             total = 0
             if folder.is_dir():
                 with os.scandir(folder) as entries:
@@ -68,17 +73,20 @@ def list_folder(root: Path, classes: tuple[str, ...] | None) -> Listing:
 
     Raises:
         InputError: the folders are not these classes, or those of train/ and test/ differ, or they
-            are fewer than 2 or more than 1,000, or hold something else than images.
+            are fewer than 2 or more than 1,000, or hold something else than images, or more than
+            `MOST_FILES`.
     """
     files: list[str] = []
     for split in SPLITS:
-        for folder in _visible(root / split):
+        its = _split_folder(root, split)
+        for folder in _visible(its):
             if not folder.is_dir():
                 raise InputError(f"{folder.path}: {split}/ holds one folder for each class only")
-            prefix = f"{split}/{folder.name}/"
+            prefix = f"{its.name}/{folder.name}/"
             names = [prefix + entry.name for entry in _visible(Path(folder.path))]
             # an empty folder is listed by its own name, so that it is reported as such
             files.extend(names or [prefix])
+            _check_count(root, len(files))
     return _by_class(f"{root}/", files, classes)
 
 
@@ -89,14 +97,12 @@ def list_zip(path: Path, classes: tuple[str, ...] | None) -> Listing:
         InputError: as `list_folder`, or the .zip is damaged.
     """
     with _open_zip(path) as archive:
-        files = [
-            name
-            for name in archive.namelist()
-            if not name.startswith("__MACOSX/") and _is_visible(name.rstrip("/").split("/")[-1])
-        ]
+        files = list(_members(path, archive))
     top = _top_folder(files)
-    inside = [name for name in files if name.removeprefix(top).startswith(("train/", "test/"))]
-    leaves = [name.removeprefix(top) for name in inside if not name.endswith("/")]
+    leaves = [name.removeprefix(top) for name in files if not name.endswith("/")]
+    leaves = [name for name in leaves if name.partition("/")[0].lower() in SPLITS]
+    for split in SPLITS:
+        _check_one(f"{path}!{top}", {n.partition("/")[0] for n in leaves}, split)
     return _by_class(f"{path}!{top}", leaves, classes)
 
 
@@ -117,7 +123,9 @@ def read_folder(
     Raises:
         InputError: an image is broken, or not 32x32; the message has its path.
     """
-    return _read(listing, lambda name: (root / name).read_bytes(), image_size)
+    from cifar_lab.data.pictures import bounded
+
+    return _read(listing, lambda name: bounded(root / name), image_size)
 
 
 def read_zip(
@@ -126,7 +134,8 @@ def read_zip(
     """`read_folder` of a .zip."""
     top = listing.where.removeprefix(f"{path}!")
     with _open_zip(path) as archive:
-        return _read(listing, lambda name: archive.read(top + name), image_size)
+        members = _members(path, archive)
+        return _read(listing, lambda name: _bytes_of(archive, members[top + name]), image_size)
 
 
 def is_zip(path: Path) -> bool:
@@ -145,6 +154,58 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         ) from error
 
 
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files and folders by name, as Unix writes it; without what systems leave behind."""
+    _check_count(path, len(archive.infolist()))
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        # what zips a folder on Windows may write backslashes, against the format
+        name = info.filename if "/" in info.filename else info.filename.replace("\\", "/")
+        name = name.removeprefix("./")
+        if all(map(_is_visible, name.rstrip("/").split("/"))):
+            if not name.endswith("/") and name in found:
+                raise InputError(f"{path}!{name}: is there twice; zip the folder anew")
+            found[name] = info
+    return found
+
+
+def _bytes_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    from cifar_lab.data.pictures import MOST_BYTES, read_bounded
+
+    if info.file_size > MOST_BYTES:  # and if that is a lie, no more is unpacked either
+        raise InputError(f"has {info.file_size:,} bytes; at most {MOST_BYTES:,} are read")
+    with archive.open(info) as file:
+        return read_bounded(file)
+
+
+def _check_count(where: Path, count: int) -> None:
+    if count > MOST_FILES:
+        raise InputError(
+            f"{where}: holds more than {MOST_FILES:,} files; at most that many are read"
+        )
+
+
+def has_splits(root: Path) -> bool:
+    """Whether a folder holds train/ or test/, in any case."""
+    return any(entry.is_dir() and entry.name.lower() in SPLITS for entry in root.iterdir())
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """``root/split``, in whatever case it is there; raises InputError where it is there twice."""
+    try:
+        names = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    except FileNotFoundError:
+        names = set()
+    return root / _check_one(f"{root}/", names, split)
+
+
+def _check_one(where: str, names: Iterable[str], split: str) -> str:
+    found = sorted(name for name in names if name.lower() == split)
+    if len(found) > 1:
+        raise InputError(f"{where}: holds {' and '.join(f'{n}/' for n in found)}; leave one")
+    return found[0] if found else split
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     # in order of name: the file system's own order is no order
     try:
@@ -158,27 +219,39 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name not in _SYSTEM_FILES
+    return not name.startswith(".") and name.lower() not in _SYSTEM_FILES
 
 
 def _top_folder(names: Iterable[str]) -> str:
     # "cifar10/" when the class folders lie below it, "" when they lie at the top
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    if tops & set(SPLITS) or len(tops) != 1:
+    if {top.lower() for top in tops} & set(SPLITS) or len(tops) != 1:
         return ""
     return f"{tops.pop()}/"
 
 
 def _by_class(where: str, files: Iterable[str], classes: tuple[str, ...] | None) -> Listing:
+    from cifar_lab.data.pictures import FORMATS, SUFFIXES
+
     found: dict[str, dict[str, list[str]]] = {split: defaultdict(list) for split in SPLITS}
+    called = {name.lower(): name for name in classes or ()}
+    spelt: dict[str, str] = {}
     for file in files:
         split, _, rest = file.partition("/")
         class_name, slash, name = rest.partition("/")
         if not slash or "/" in name:
             raise InputError(f"{where}{file}: images lie at {split}/<class>/<image>, no deeper")
-        images = found[split][class_name]
+        named = called.get(class_name.lower(), class_name)
+        if spelt.setdefault(f"{split}/{named}", class_name) != class_name:
+            raise InputError(
+                f"{where}{split}: holds {spelt[f'{split}/{named}']}/ and {class_name}/"
+            )
+        images = found[split.lower()][named]
         if name and not name.lower().endswith(SUFFIXES):
-            raise InputError(f"{where}{file}: is neither .png nor .jpg; take it away or convert it")
+            raise InputError(
+                f"{where}{file}: is no picture that is read ({', '.join(FORMATS)}); take it away "
+                "or convert it"
+            )
         if name:
             images.append(file)
     names = _found_classes(where.rstrip("/"), found) if classes is None else classes
@@ -241,60 +314,105 @@ def _check_classes(where: str, classes: dict[str, list[str]], names: tuple[str, 
 def _read(
     listing: Listing, read: Callable[[str], bytes], image_size: int | None
 ) -> tuple[Split, Split, int]:
-    (train, a), (test, b) = (_read_split(listing, split, read, image_size) for split in SPLITS)
-    return train, test, a + b
+    notes: Counter[str] = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's: what matters is checked
+        train, test = (_read_split(listing, s, read, image_size, notes) for s in SPLITS)
+    resized = notes.pop("resized", 0)
+    where = listing.where.rstrip("/!")
+    for said, count in notes.items():
+        log.info("%s: %s of %s", where, said, f"{count:,} picture{'s' * (count > 1)}")
+    if odd := _spelt_otherwise(listing):
+        log.info("%s: read in spite of their case: %s", where, _some(odd))
+    return train, test, resized
+
+
+def _spelt_otherwise(listing: Listing) -> set[str]:
+    """Folders whose names differ from those of their split and class, in case alone."""
+    return {
+        name.rpartition("/")[0]
+        for split in SPLITS
+        for label, name in listing.names[split]
+        if name.rpartition("/")[0] != f"{split}/{listing.classes[label]}"
+    }
 
 
 def _read_split(
-    listing: Listing, split: str, read: Callable[[str], bytes], image_size: int | None
-) -> tuple[Split, int]:
+    listing: Listing,
+    split: str,
+    read: Callable[[str], bytes],
+    image_size: int | None,
+    notes: Counter[str],
+) -> Split:
     # One thread: two on two cores took 1.7 times as long (10,000 JPEG: 0.52 s against 0.93 s),
     # since an image this small is mostly Python, and the threads fight over the GIL.
     entries = listing.names[split]
-    images = np.empty((len(entries), 3, *[image_size or 32] * 2), np.uint8)
-    resized = 0
+    size = image_size or 32
+    try:
+        images = np.empty((len(entries), 3, size, size), np.uint8)
+    except MemoryError as error:
+        raise InputError(
+            f"{listing.where}{split}: {len(entries):,} pictures of {size}x{size} are more than "
+            "this machine's memory; set a smaller data.image_size"
+        ) from error
     for image, (_, name) in zip(images, entries, strict=True):
-        image[:], fitted = _decode(listing.where + name, partial(read, name), image_size)
-        resized += fitted
+        image[:] = _decode(listing.where + name, partial(read, name), image_size, notes)
     labels = np.array([label for label, _ in entries], label_type(len(listing.classes)))
-    return Split(images, labels), resized
+    return Split(images, labels)
 
 
 def _decode(
-    where: str, read: Callable[[], bytes], image_size: int | None
-) -> tuple[NDArray[np.uint8], bool]:
-    """One PNG or JPEG as (3, S, S) uint8 RGB, and whether it was resized for that."""
+    where: str, read: Callable[[], bytes], image_size: int | None, notes: Counter[str]
+) -> NDArray[np.uint8]:
+    """One picture as (3, S, S) uint8 RGB; counts what was done to it."""
     from PIL import Image, ImageOps
+
+    from cifar_lab.data.pictures import FORMATS, MOST_BYTES, MOST_PIXELS, fitted
 
     wanted = (image_size or 32, image_size or 32)
     rgb = None
     try:
-        with Image.open(io.BytesIO(read()), formats=("PNG", "JPEG")) as image:
+        content = read()
+        if len(content) > MOST_BYTES:
+            raise InputError(f"has more than {MOST_BYTES:,} bytes; at most that many are read")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             size = image.size
+            if size[0] * size[1] > MOST_PIXELS:
+                raise InputError(
+                    f"has {size[0]}x{size[1]} pixels; at most {MOST_PIXELS:,} are read"
+                )
+            if getattr(image, "is_animated", False):
+                notes["the first frame was taken"] += 1
             if image_size is not None:
-                rgb = _to_rgb(where, ImageOps.exif_transpose(image))
-                if size != wanted:
-                    rgb = ImageOps.fit(rgb, wanted, method=Image.Resampling.BICUBIC)
+                rgb = fitted(_to_rgb(ImageOps.exif_transpose(image), notes), wanted)
+                notes["resized"] += size != wanted
             elif size == wanted:
-                rgb = _to_rgb(where, image)
-    except InputError:
-        raise
+                rgb = _to_rgb(image, notes)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except Exception as error:  # Pillow and zipfile raise a dozen kinds for broken data
         reason = str(error).partition(" <_io")[0]  # "cannot identify image file <_io.BytesIO ...>"
-        raise InputError(f"{where}: is no readable PNG or JPEG ({reason}); replace it") from error
+        raise InputError(f"{where}: is no readable picture ({reason}); replace it") from error
     if rgb is None:
-        raise InputError(f"{where}: is {size[0]}x{size[1]} pixels; images must be 32x32")
-    return np.asarray(rgb).transpose(2, 0, 1), size != wanted
+        raise InputError(
+            f"{where}: is {size[0]}x{size[1]} pixels; images must be 32x32 (data=folders resizes)"
+        )
+    return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _to_rgb(where: str, image: Any) -> Any:
+def _to_rgb(image: Any, notes: Counter[str]) -> Any:
+    from cifar_lab.data.pictures import eight_bits
+
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            raise InputError(f"{where}: has transparent pixels; save it as plain RGB")
+            raise InputError("has transparent pixels; save it as plain RGB")
+    elif image.mode.startswith("I"):
+        notes["the upper 8 of 16 bits were taken"] += 1
+        image = eight_bits(image)
     elif image.mode not in ("1", "L", "P", "CMYK"):
-        raise InputError(f"{where}: has mode {image.mode}; save it as 8-bit RGB")
+        raise InputError(f"has mode {image.mode}; save it as 8-bit RGB")
     return image.convert("RGB")

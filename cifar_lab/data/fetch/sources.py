@@ -142,7 +142,7 @@ def find_sources(
         raise InputError(f"{root}: does not exist; {_wanted(archive)}")
     if archive and (official := official_sources(root, archive)):
         return official
-    if any((root / split).is_dir() for split in folders.SPLITS):
+    if folders.has_splits(root):
         return [Source("folders", root, archive, image_size)]
     title = archive.title if archive else "class folders"
     raise InputError(f"{root}: holds no {title} ({_inside(root)}); {_wanted(archive)}")

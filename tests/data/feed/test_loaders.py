@@ -239,7 +239,7 @@ def test_images_stay_where_they_are_on_the_cpu() -> None:
     assert place(images, CPU).data_ptr() == images.data_ptr()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_gpu_gets_the_same_batches_as_the_cpu(resident: bool) -> None:
     device = torch.device("cuda")

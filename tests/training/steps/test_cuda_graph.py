@@ -32,7 +32,6 @@ from cifar_lab.training.steps.multistep import arrange
 from tests.conftest import FEED, TINY, record_of
 
 Lab = Callable[..., tuple[int, str, str]]
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class Repeated(GraphedStep):
@@ -69,6 +68,7 @@ def fitted(
     size: int = 4,
     graphed_step: type[GraphedStep] | None = None,
     precision: str = "32-true",
+    accelerator: str = "cpu",
 ) -> tuple[Classifier, Trainer]:
     route_library_logging()
     seed_everything(11, verbose=False)
@@ -88,7 +88,7 @@ def fitted(
     )
     trainer = Trainer(
         default_root_dir=folder,
-        accelerator="cpu",
+        accelerator=accelerator,
         max_epochs=3,
         precision=precision,  # type: ignore[arg-type]
         logger=False,
@@ -127,6 +127,35 @@ def test_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str)
         torch.testing.assert_close(recorded.callback_metrics[metric], number, rtol=1e-4, atol=1e-4)
     rates = [t.optimizers[0].param_groups[0]["lr"] for t in (recorded, trainer)]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_on_a_gpu_replayed_steps_are_the_steps(tmp_path: Path, name: str, precision: str) -> None:
+    torch.backends.cudnn.deterministic = True
+    try:
+        plain, recorded = (
+            fitted(
+                tmp_path,
+                OPTIMIZERS[name],
+                precision=precision,
+                graphed_step=graphed_step,
+                accelerator="gpu",
+            )[0].state_dict()
+            for graphed_step in (None, GraphedStep)
+        )
+    finally:
+        torch.backends.cudnn.deterministic = False
+    loose = precision != "32-true"  # a last bit of a rate is one of a weight's few
+    for key, value in plain.items():
+        torch.testing.assert_close(
+            recorded[key],
+            value,
+            rtol=0.05 if loose else 1e-3,
+            atol=0.02 if loose else 1e-4,
+            msg=key,
+        )
 
 
 @pytest.mark.parametrize("size", [3, 16])
@@ -244,7 +273,7 @@ def test_a_cpu_is_refused_before_anything_is_on_disk(lab: Lab, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["none", "default"])
 def test_on_a_gpu_a_recorded_run_is_the_run(lab: Lab, tmp_path: Path, compiled: str) -> None:
     arguments = (

@@ -1,4 +1,4 @@
-"""The dashboard in a process of its own."""
+"""A command that serves, in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tests.conftest import environment
 
 
 @contextmanager
-def served(root: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The dashboard in a process of its own, and its address."""
+def served(
+    command: str, folder: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``python -m cifar_lab.<command> folder`` in a process of its own, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_lab.dashboard", str(root)],
+        [sys.executable, "-m", f"cifar_lab.{command}", str(folder)],
         env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,118 @@
+"""What each ingredient of a recipe is worth: the recipe against itself without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cifar_lab.report.compare import Ranking
+from cifar_lab.report.groups import Group
+from cifar_lab.report.read import Run
+from cifar_lab.report.statistics import SIGNIFICANT, Difference, difference, holm
+
+KEY = "ablation"
+BARE = "bare"
+
+
+@dataclass(frozen=True)
+class Worth:
+    """One ingredient.
+
+    Attributes:
+        name: of the ingredient.
+        added: it was added to nothing (``only_NAME``), and not left out (``without_NAME``).
+        n: runs with it, and without it.
+        held_out: accuracy with it minus that without it (a fraction); None: nothing was held out.
+        test: the same of the test images.
+        seconds: of the fit, likewise: what it costs.
+        p: that the accuracy which judges is the same with and without it, Welch's; None without
+            spread or a second run.
+        p_holm: corrected for all ingredients of the table.
+    """
+
+    name: str
+    added: bool
+    n: tuple[int, int]
+    held_out: Difference | None
+    test: Difference | None
+    seconds: Difference | None
+    p: float | None
+    p_holm: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it helps, by the corrected p."""
+        judged = self.held_out or self.test
+        if judged is None or self.p_holm is None:
+            return "can't be told: give more seeds"
+        if self.p_holm >= SIGNIFICANT:
+            return "not more than noise"
+        return "helps" if judged.mean > 0 else "harms"
+
+
+def worths(ranking: Ranking) -> list[Worth]:
+    """Of every ingredient that was left out of a recipe, or added to its bare remains.
+
+    Most useful first. Accuracies of held-out images judge where all runs have them, those of the
+    test images otherwise; test-time augmentation is seen in the latter alone.
+    """
+    by_value: dict[str | None, list[Group]] = {}
+    for group in (*ranking.ranked, *ranking.unranked):
+        by_value.setdefault(_value(group), []).append(group)
+    if any(len(groups) > 1 for groups in by_value.values()):
+        return []  # more than the ingredients varies: no two groups are a pair
+    one = {value: groups[0] for value, groups in by_value.items()}
+    found = []
+    for value, group in one.items():
+        mode, _, name = (value or "").partition("_")
+        whole = one.get(None if mode == "without" else BARE)
+        if mode not in ("without", "only") or whole is None:
+            continue
+        pair = (whole, group) if mode == "without" else (group, whole)
+        found.append(_worth(name, pair, added=mode == "only"))
+    corrected = iter(holm([worth.p for worth in found if worth.p is not None]))
+    complete = [
+        worth if worth.p is None else Worth(**{**vars(worth), "p_holm": next(corrected)})
+        for worth in found
+    ]
+    return sorted(complete, key=lambda w: (w.added, -(w.held_out or w.test or _NONE).mean))
+
+
+_NONE = Difference(float("-inf"), None, None, None)
+
+
+def _value(group: Group) -> str | None:
+    value = group.runs[0].settings.get(KEY)
+    return None if value is None else str(value)
+
+
+def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
+    # pair: with the ingredient, and without it
+    held_out = _difference(pair, "selection")
+    test = _difference(pair, "test")
+    judged = held_out or test
+    return Worth(
+        name=name,
+        added=added,
+        n=(len(pair[0].counted), len(pair[1].counted)),
+        held_out=held_out,
+        test=test,
+        seconds=_difference(pair, "fit_s"),
+        p=None if judged is None else judged.p,
+        p_holm=None,
+    )
+
+
+def _difference(pair: tuple[Group, Group], name: str) -> Difference | None:
+    sides = [_values(group.counted, name) for group in pair]
+    if any(side is None for side in sides):
+        return None
+    with_it, without = sides
+    assert with_it
+    assert without
+    return difference(with_it, without)
+
+
+def _values(runs: Sequence[Run], name: str) -> list[float] | None:
+    values = [getattr(run, name) for run in runs]
+    return values if values and None not in values else None

@@ -1,0 +1,32 @@
+"""Standard streams that the shell has closed (``>&-``), which Python leaves out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
+
+def open_missing() -> None:
+    """Opens what is missing of standard input, output and error on the null device.
+
+    Otherwise the next file that is opened has its number, and what libraries print ends in it.
+    """
+    for number, (name, mode) in enumerate(_STREAMS):
+        if not _is_open(number):
+            # the lowest free number, which is this one: those below it are open by now
+            null = os.open(os.devnull, os.O_RDWR)
+            assert null == number
+            os.set_inheritable(null, True)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115  (stays open)
+            setattr(sys, name, stream)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

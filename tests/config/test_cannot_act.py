@@ -1,0 +1,104 @@
+"""An ingredient that a run names but that could not act in it is refused, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+from cifar_lab.config.compose import compose, run_config
+from cifar_lab.records.digest import config_digest
+from tests.config.test_experiments import EXPERIMENTS
+from tests.conftest import TINY
+
+Lab = Callable[..., tuple[int, str, str]]
+
+
+class Deaf(nn.Module):
+    """Takes label smoothing, and ignores it."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__()
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels)
+
+
+DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((DEAF, "loss.label_smoothing=0.1"), "loss.label_smoothing=0.1: the loss is the same "),
+        (
+            ("callbacks=ema", "callbacks.ema.start_step=16"),
+            "callbacks.ema.start_step=16: the fit ends after 16 optimizer steps, and there would ",
+        ),
+        (
+            ("scheduler=triangular", "scheduler.warmup_fraction=1.5"),
+            "scheduler.warmup_fraction=1.5: must lie in [0, 1)",
+        ),
+        (
+            ("scheduler=triangular", "scheduler.warmup_fraction=-0.1"),
+            "scheduler.warmup_fraction=-0.1: must lie in [0, 1)",
+        ),
+        (("scheduler.final_factor=2.0",), "scheduler.final_factor=2.0: must lie in [0, 1]"),
+        (
+            ("scheduler=onecycle", "scheduler.initial_factor=-1.0"),
+            "scheduler.initial_factor=-1.0: must lie in [0, 1]",
+        ),
+        (
+            ("scheduler=wsd", "scheduler.decay_fraction=0.96"),
+            "scheduler.decay_fraction=0.96: must be above 0, and at most 1 with ",
+        ),
+        (
+            ("freeze=[stem.1.running_mean]",),
+            "freeze=stem.1.running_mean: fits statistics alone",
+        ),
+        (("freeze=[*]",), "freeze=*: nothing is left to train"),
+        (("tta=flop",), "tta=flop: must be none, flip, flip+shift"),
+        (
+            ("model=cnn", "+model.stochastic_depth=0.1"),
+            "model.stochastic_depth: unknown key",
+        ),
+        (("tuned_batch_size=0",), "tuned_batch_size=0: must be at least 1, or null"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_it_is_refused(lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    tiny = [a for a in TINY if "model=cnn" not in arguments or not a.startswith("model.num")]
+    status, _, err = lab(*tiny, *arguments, f"hydra.run.dir={tmp_path}/run")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert err.startswith(f"cifar_lab: {line}"), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("tuned", "said"), [(201, True), (200, False), (12, True), (13, False)])
+def test_rates_that_were_found_with_another_batch(
+    lab: Lab, tmp_path: Path, tuned: int, said: bool
+) -> None:
+    # 50 images a step
+    arguments = (f"tuned_batch_size={tuned}", "trainer.limit_train_batches=1")
+    status, _, err = lab(*TINY, *arguments, f"hydra.run.dir={tmp_path}/run")
+    assert status == 0, err
+    text = f"50 images per optimizer step, and the learning rates were found with {tuned}: scale "
+    assert err.startswith(text) == said, err
+    assert err.count("\n") == said
+    assert (text in (tmp_path / "run" / "train.log").read_text()) == said
+
+
+def test_a_batch_that_was_said_makes_no_other_run() -> None:
+    said, unsaid = (run_config(compose([f"tuned_batch_size={n}"])) for n in ("100", "null"))
+    assert config_digest(said) == config_digest(unsaid)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_which_batch_its_rates_are_for(name: str) -> None:
+    default, config = run_config(compose([])), run_config(compose([f"experiment={name}"]))
+    if config["optimizer"] == default["optimizer"]:
+        assert config["tuned_batch_size"] is None
+    else:
+        assert config["tuned_batch_size"] == config["data"]["batch_size"]

@@ -220,7 +220,6 @@ def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, k
     if data.transform is None:
         with _named("augment"):
             try_augmentation(data.augment, data.dataset)
-
     name = f"model._target_={cfg.model['_target_']}"
     classes = len(data.dataset.classes)
     unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]

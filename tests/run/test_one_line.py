@@ -180,11 +180,11 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     # numbers out of range
     (("loss.label_smoothing=-0.5",), "loss.label_smoothing=-0.5: must lie in [0, 1)"),
     (("loss.label_smoothing=1",), "loss.label_smoothing=1: must lie in [0, 1)"),
-    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2.0: must lie in [0, 1)"),
-    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1.0: must lie in [0, 1]"),
+    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in [0, 1)"),
+    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in [0, 1]"),
     (
         ("scheduler=onecycle", "scheduler.initial_factor=2"),
-        "scheduler.initial_factor=2.0: must lie in [0, 1]",
+        "scheduler.initial_factor=2: must lie in [0, 1]",
     ),
     (
         ("scheduler=wsd", "scheduler.warmup_fraction=0.5", "scheduler.decay_fraction=0.6"),

@@ -15,3 +15,4 @@ def test_a_reader_that_has_what_it_wanted_is_no_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # is replaced
     assert run_command([], command, text=None) == 0
+    sys.stdout.close()  # the null device, which a process keeps to its end

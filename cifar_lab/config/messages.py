@@ -109,6 +109,8 @@ def _refused(key: str, *said: str) -> InputError:
     if found and found.group(2) in words:
         return InputError(f"{key}={[*typed, found.group(1)][0]}: must be {words[found.group(2)]}")
     given = f"={typed[0]}" if typed else ""
+    if "Cannot merge DictConfig with ListConfig" in reason:
+        reason = "must be keys and their values, as {a: 1}, and no list"
     return InputError(f"{key}{given}: {first_line(reason)}")
 
 

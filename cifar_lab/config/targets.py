@@ -258,7 +258,9 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             said = first_line(error.errors()[0]["msg"])
-            allowed = _in_words(hint) or re.sub(r"^Input should be ", "", said)
+            allowed = "a list of numbers or null" if takes_tensor(hint) else _in_words(hint)
+            allowed = ", ".join([*_weights_of(hint), "null"]) if _weights_of(hint) else allowed
+            allowed = allowed or re.sub(r"^Input should be ", "", said)
             raise InputError(f"{path}.{name}={_shown(value)}: must be {allowed}") from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue  # a type that no YAML value can be held against

@@ -176,6 +176,12 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("+loss.weight=[1,1,1,1,1,1,1,1,1,-1]",), "loss.weight=[1,1,1,1,1,1,1,1,1,-1]: must be at"),
     (("+loss.weight=[0,0,0,0,0,0,0,0,0,0]",), "loss.weight=[0,0,0,0,0,0,0,0,0,0]: must be at"),
     (("+loss.weight=[a,b]",), 'loss.weight=["a", "b"]: must be a list of numbers'),
+    (("+loss.weight=5",), "loss.weight=5: must be a list of numbers or null"),
+    (("optimizer.groups=[]",), "optimizer.groups=[]: must be keys and their values, as {a: 1}"),
+    (
+        ("trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2", *net(f"{HERE}.Normed")),
+        "data.batch_size=2: is one image on each of trainer.devices=2; must be larger",
+    ),
     (("+loss.weight=[]",), "loss.weight=[]: must be a list of numbers"),
     # numbers out of range
     (("loss.label_smoothing=-0.5",), "loss.label_smoothing=-0.5: must lie in [0, 1)"),

@@ -121,13 +121,18 @@ def _one_run(overrides: list[str]) -> int:
         path_at,
     )
     from cifar_lab.config.overrides import check_folder
-    from cifar_lab.config.validate import check_not_a_sweep, check_shared_folder
+    from cifar_lab.config.validate import (
+        check_hydra_callbacks,
+        check_not_a_sweep,
+        check_shared_folder,
+    )
     from cifar_lab.run.run import Request, run
 
     cfg = compose(overrides)
     if cfg.hydra.mode is RunMode.MULTIRUN:  # a file of the person's own says so
         return _through_hydra(["-m", *overrides])
     check_not_a_sweep(cfg)
+    check_hydra_callbacks(cfg.hydra)
     check_shared_folder(cfg, processes.find())
     HydraConfig.instance().set_config(cfg)
     run_dir = check_folder("hydra.run.dir", path_at(cfg, "hydra.run.dir").absolute())
@@ -207,7 +212,7 @@ def _through_hydra(arguments: list[str]) -> int:
     except JobFailed as error:  # of a sweeper that isn't ours: the first of them
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except COMPOSING_RAISES as error:
+    except (*COMPOSING_RAISES, RuntimeError) as error:  # RuntimeError: of Hydra's plugins
         if not is_about_input(error):
             raise
         raise explain(error, [a for a in arguments if not a.startswith("-")]) from error

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ _USAGE = (
     "python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--out DIR] "
     "[--trust MODULE]"
 )
-_STOPPED = (130, 143)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,10 +50,6 @@ def _reproduce(given: argparse.Namespace) -> int:
     for note in planned.notes:
         print(f"cifar_lab: {given.run}: {note}", file=sys.stderr)
     done = reproduce(planned)
-    if done.status in _STOPPED:
-        words = [*_words(given), "--out", str(done.folder)]
-        command = shlex.join(["python", "-m", "cifar_lab.reproduce", *words])
-        print(f"cifar_lab: to continue and compare: {command}", file=sys.stderr)
     if done.status:
         return done.status
     _say("", *done.same, *done.differing, *done.lacking, "", done.verdict)
@@ -67,13 +61,6 @@ def _say(*lines: str) -> None:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # the status is the answer
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
-
-
-def _words(given: argparse.Namespace) -> list[str]:
-    words = [str(given.run)]
-    for flag, value in (("--data", given.data), ("--init-from", given.init_from)):
-        words += [] if value is None else [flag, value]
-    return [*words, *(word for module in given.trust for word in ("--trust", module))]
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

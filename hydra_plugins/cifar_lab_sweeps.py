@@ -6,7 +6,7 @@ Hydra imports this file in every run: what the plugins do lies in cifar_lab.swee
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -71,6 +71,10 @@ class PointsSweeper(BasicSweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Finds the sweep's folder: ``newest``, relative to the working directory, or as given."""
+        from cifar_lab.errors import InputError
+
+        if not isinstance(self.params, Mapping):
+            raise InputError(f"hydra.sweeper.params={self.params}: must be keys and their values")
         _resolve_folder(config)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

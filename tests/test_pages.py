@@ -41,6 +41,7 @@ def test_reproduce(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_page("reproduce.md", capfd).rstrip().endswith("\nreproduced to the bit")
 
 
+@pytest.mark.slow
 def test_fine_tuning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_class_folders(tmp_path / "plants", [f"kind{i}" for i in range(7)], train=8)
     run_page("fine-tuning.md", capfd)

@@ -19,6 +19,9 @@ def test_an_installed_wheel_trains_from_any_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     assert (installed / "cifar_lab" / "py.typed").exists()  # its types count where it is used
+    for file in (REPOSITORY / "cifar_lab").rglob("*.*"):  # pages and templates too
+        if "__pycache__" not in file.parts:
+            assert (installed / file.relative_to(REPOSITORY)).exists()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 

@@ -32,9 +32,9 @@ from cifar_lab.records.credentials import learn
 PARTS_LEFT_OUT_BY_NULL = ("callbacks", "monitors", "logger")
 # Of Hydra and of a sweep, and of no run.
 _OF_NO_RUN = ("hydra", "sweep")
-# Of Hydra's node: what was typed, and what a sweep resolves when there is one.
+# Of Hydra's node: what was typed or found, and what a sweep resolves when there is one.
 _NOT_OF_A_RUN = (
-    *("hydra.overrides", "hydra.job.override_dirname"),
+    *("hydra.overrides", "hydra.runtime", "hydra.job.override_dirname"),
     *("hydra.sweep", "hydra.sweeper", "hydra.launcher"),
 )
 

@@ -87,7 +87,7 @@ class Files(FileConfigSource):
         """As Hydra's, but for a name that it passes over without a word."""
         found = super().is_config(config_path)
         other = Path(self.path, config_path).with_suffix(".yml")
-        if not found and config_path and other.is_file():
+        if not found and not Path(config_path).suffix and config_path and other.is_file():
             raise InputError(f"{_shown(other)}: must be called {other.stem}.yaml")
         return found
 

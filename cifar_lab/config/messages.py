@@ -23,6 +23,7 @@ COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError, Recursio
 
 
 _NO_OPTION = "Config group override must be a string"
+_NO_PLUGIN = "Invalid plugin"
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
@@ -80,7 +81,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
             return _unknown_key(match.group(1), overrides)
     if match := re.search(r"Error merging override (.+)", text):
         reason = first_line(text[match.end() :]) or first_line(str(error.__cause__ or ""))
-        return InputError(f"{match.group(1)}: {reason}")
+        return _refused(*match.group(1).split("=", 1), reason)
     while not _one_line(text) and error.__cause__ is not None:
         error, text = error.__cause__, str(error.__cause__)
     key = getattr(error, "full_key", None)
@@ -89,8 +90,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
 
 def is_about_input(error: Exception) -> bool:
     """Whether an error out of Hydra, or out of what it called, is about what a person typed."""
-    known = isinstance(error, InputError | HydraException | OmegaConfBaseException)
-    return known or _NO_OPTION in str(error)
+    kinds = InputError | HydraException | OmegaConfBaseException | RecursionError
+    return isinstance(error, kinds) or any(said in str(error) for said in (_NO_OPTION, _NO_PLUGIN))
 
 
 def _chooses(override: str) -> bool:
@@ -100,14 +101,17 @@ def _chooses(override: str) -> bool:
     return not group or (bool(key) and value != "null" and not _is_number(value))
 
 
-def _refused(key: str, reason: str) -> InputError:
-    """A value in a file that the schema's type doesn't take."""
-    value = re.match(r"Value '(.*)' of type", reason)
+def _refused(key: str, *said: str) -> InputError:
+    """A value that the schema's type doesn't take: given, where it was typed, and the reason."""
+    *typed, reason = said
+    found = re.search(r"Value '(.*)' of type .* be converted to (\w+)", reason)
     words = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
-    wanted = re.search(r"be converted to (\w+)", reason)
-    if value and wanted and wanted.group(1) in words:
-        return InputError(f"{key}={value.group(1)}: must be {words[wanted.group(1)]}")
-    return InputError(f"{key}: {first_line(reason)}")
+    if found and found.group(2) in words:
+        return InputError(f"{key}={[*typed, found.group(1)][0]}: must be {words[found.group(2)]}")
+    given = f"={typed[0]}" if typed else ""
+    if "Cannot merge DictConfig with ListConfig" in reason:
+        reason = "must be keys and their values, as {a: 1}, and no list"
+    return InputError(f"{key}{given}: {first_line(reason)}")
 
 
 def _one_line(text: str) -> str:

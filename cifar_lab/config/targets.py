@@ -34,7 +34,10 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
     "data": ("cifar_lab.data.datamodule", "torchvision.transforms"),
     "augment": ("cifar_lab.data.augment", "cifar_lab.data.auto_augment"),
     "loss": ("torch.nn",),
-    "optimizer": ("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
+    "optimizer": (
+        *("torch.optim", "cifar_lab.training.optimizers", "cifar_lab.training.muon"),
+        "cifar_lab.training.schedule_free",
+    ),
     "scheduler": ("torch.optim.lr_scheduler", "cifar_lab.training.schedules"),
     "trainer": (
         "lightning.pytorch.Trainer",
@@ -51,7 +54,7 @@ PARTS_OF_A_RUN: dict[str, tuple[str, ...]] = {
 _FUNCTIONS = (
     *("torchvision.models", "timm.models", "torch.nn.functional"),
     *("cifar_lab.training.schedules", "cifar_lab.training.optimizers"),
-    "cifar_lab.model.timm_network",
+    *("cifar_lab.training.schedule_free", "cifar_lab.model.timm_network"),
 )
 # Where a name from PARTS_OF_A_RUN was defined, if elsewhere.
 _DEFINED_IN = {"timm.create_model": "timm.models"}
@@ -255,16 +258,19 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             said = first_line(error.errors()[0]["msg"])
-            allowed = _in_words(hint) or re.sub(r"^Input should be ", "", said)
+            allowed = "a list of numbers or null" if takes_tensor(hint) else _in_words(hint)
+            allowed = ", ".join([*_weights_of(hint), "null"]) if _weights_of(hint) else allowed
+            allowed = allowed or re.sub(r"^Input should be ", "", said)
             raise InputError(f"{path}.{name}={_shown(value)}: must be {allowed}") from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue  # a type that no YAML value can be held against
 
 
 def takes_tensor(hint: Any) -> bool:
-    """Whether a tensor is among what a type hint takes."""
+    """Whether a type hint takes a tensor, or null, and nothing else."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.Tensor in (hint, *get_args(hint))
+    taken = {*(get_args(hint) or [hint])} - {NoneType}
+    return torch is not None and taken == {torch.Tensor}
 
 
 def _is_number(value: Any) -> bool:
@@ -306,6 +312,8 @@ def _in_words(hint: Any) -> str:
         return "a dictionary"
     if origin is not None and inspect.isclass(origin) and issubclass(origin, Sequence):
         inner = _in_words(arguments[0]) if arguments else ""
+        if origin is tuple and Ellipsis not in arguments:
+            return f"a list of {len(arguments)} ({inner} each)" if inner else "a list"
         return f"a list ({inner} each)" if inner else "a list"
     return ""
 

@@ -13,7 +13,12 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from cifar_lab.config.compose import PARTS_LEFT_OUT_BY_NULL, run_config, typed_overrides
+from cifar_lab.config.compose import (
+    PARTS_LEFT_OUT_BY_NULL,
+    plain,
+    run_config,
+    typed_overrides,
+)
 from cifar_lab.config.messages import suggestion
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_has_target, check_target, locate, target_nodes
@@ -148,33 +153,28 @@ _LEAST = {
 }
 # Threads that no machine has; torch makes as many as it is told until memory ends.
 _MOST_THREADS = 1024
-_OUR_SCHEDULES = "cifar_lab.training.schedules."
 # Arguments of torch's schedules that are divided by or stand for a length.
 _ABOVE_0 = ("gamma", "step_size", "T_max", "T_0")
 
 
 def _check_schedule(node: dict[str, Any]) -> None:
-    """Shares of the fit and factors of ours; torch's take any number."""
-    ours = node["_target_"].startswith(_OUR_SCHEDULES)
+    """Of torch's, which take any number; ours check their own."""
+    if not node["_target_"].startswith("torch."):
+        return
     for name, value in node.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if name == "milestones" and not (isinstance(value, list) and all(map(_is_count, value))):
+            raise InputError(f"scheduler.{name}={_shown(value)}: must be a list of whole numbers")
+        if isinstance(value, bool) or not isinstance(value, int | float) or name == "last_epoch":
             continue
         given = f"scheduler.{name}={value}: must"
-        if ours and name in ("warmup_fraction", "decay_fraction") and not 0 <= value <= 1:
-            raise InputError(f"{given} lie in 0..1, a share of the fit")
-        if ours and name.endswith("_factor") and not 0 <= value <= 1:
-            raise InputError(f"{given} lie in 0..1, a factor on optimizer.lr")
-        if node["_target_"].startswith("torch.") and name != "last_epoch":
-            if name in _ABOVE_0 and value <= 0:
-                raise InputError(f"{given} be above 0")
-            if value < 0:
-                raise InputError(f"{given} be at least 0")
-    warmup, decay = node.get("warmup_fraction", 0), node.get("decay_fraction", 0)
-    if ours and warmup + decay > 1:
-        raise InputError(
-            f"scheduler.decay_fraction={decay}: must be at most {1 - warmup:g}, what "
-            f"scheduler.warmup_fraction={warmup} leaves of the fit"
-        )
+        if name in _ABOVE_0 and value <= 0:
+            raise InputError(f"{given} be above 0")
+        if value < 0:
+            raise InputError(f"{given} be at least 0")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_ranges(config: dict[str, Any]) -> None:
@@ -200,8 +200,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
     least = trainer.get("min_epochs")
     if epochs is not None and least is not None and least > epochs:
         raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
-    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
-        raise InputError(f"trainer.max_time={trainer['max_time']}: must be above 0")
+    longest = trainer.get("max_time")
+    if longest is not None and not re.fullmatch(r"[^-]*[1-9][^-]*", str(longest)):
+        raise InputError(f"trainer.max_time={longest}: must be above 0")
     if trainer.get("limit_train_batches") == 0:
         raise InputError("trainer.limit_train_batches=0: must be at least 1 batch (or a fraction)")
     if trainer.get("limit_test_batches") == 0:
@@ -232,6 +233,15 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
         name = cfg.hydra.runtime.choices.get("sweep")
         what = f"sweep={name}" if name else "hydra.sweeper.params"
         raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
+
+
+def check_hydra_callbacks(hydra: DictConfig) -> None:
+    """Raises InputError for what Hydra would stumble over when the run folder is there."""
+    for name, node in plain(hydra.callbacks).items() if hydra.callbacks else ():
+        path = f"hydra.callbacks.{name}"
+        if not isinstance(node, dict):
+            raise InputError(f"{path}={node}: must be a node with a _target_")
+        check_target(path, node)
 
 
 def check_shared_folder(cfg: DictConfig, world: World) -> None:

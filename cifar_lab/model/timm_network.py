@@ -44,7 +44,9 @@ def timm_network(
         known = timm.list_models()
         raise InputError(f"name={name}: timm has no such network{suggestion(name, known)}")
     given = options or {}
-    for key in ("num_classes", "img_size", "pretrained"):
+    # of files and addresses none: a record names options too, and init_from says what it reads
+    files = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    for key in ("num_classes", "img_size", "pretrained", *files):
         if key in given:
             raise InputError(f"options.{key}: is the data's, or none of this; leave it out")
     for key in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):

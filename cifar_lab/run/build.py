@@ -203,24 +203,30 @@ def _distillation(resolved: dict[str, Any], data: DataModule, kind: str) -> Dist
 
 def build_data(cfg: DictConfig) -> DataModule:
     """The data module alone, not yet opened; raises InputError as `build` does."""
+    from cifar_lab.data.augment import Pipeline
     from cifar_lab.data.datamodule import DataModule
 
-    data: DataModule = _build(
-        "data", cfg.data, augment=_build("augment", cfg.augment), seed=cfg.seed
-    )
+    augment = _build("augment", cfg.augment)
+    _is_a("augment", augment, Pipeline, "a cifar_lab.data.augment.Pipeline")
+    data: DataModule = _build("data", cfg.data, augment=augment, seed=cfg.seed)
     _is_a("data", data, DataModule, "a cifar_lab.data.datamodule.DataModule")
     return data
 
 
 def _try_out(network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import try_loss
+    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss
 
+    if data.transform is None:
+        with _named("augment"):
+            try_augmentation(data.augment, data.dataset)
     name = f"model._target_={cfg.model['_target_']}"
     classes = len(data.dataset.classes)
     unsaid = cfg.model.get("num_classes") is None and _takes(cfg.model["_target_"])[0]
     advice = f"add +model.num_classes={classes}" if unsaid else ""
     outputs = _try_network(network, cfg, data, kind, name=name, advice=advice)
+    if cfg.loss.get("weight") is not None:
+        check_weight(getattr(loss, "weight", None), classes)
     if outputs is not None:
         name = f"loss._target_={cfg.loss['_target_']}"
         try_loss(loss, outputs, mixes=_mixes(data), name=name)
@@ -327,16 +333,23 @@ def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> 
 
 def _image_alone(cfg: DictConfig, data: DataModule) -> str:
     """Where a training batch has one image: which, and what to do; empty where none has."""
-    images, size = len(data.train_indices), data.batch_size
-    limit, whole = cfg.trainer.get("limit_train_batches", 1.0), -(-images // size)
-    comes = not data.drop_last and (limit == 1.0 if isinstance(limit, float) else limit >= whole)
-    if size == 1:
-        return "data.batch_size=1: must be at least 2 for this network"
-    if images % size != 1 or not comes:
+    from cifar_lab.data.feed.epoch import Share
+
+    images, size, devices = len(data.train_indices), data.batch_size, cfg.trainer.get("devices")
+    world = devices if isinstance(devices, int) and devices > 0 else 1
+    if size % world:
+        return ""  # refused where the devices are known
+    share = Share(images, size, data.drop_last, rank=0, world_size=world)
+    on_each = f" on each of trainer.devices={world}" if world > 1 else ""
+    if share.local_batch_size == 1:
+        return f"data.batch_size={size}: is one image{on_each}; must be larger for this network"
+    limit, last = cfg.trainer.get("limit_train_batches"), share.num_batches - 1
+    comes = limit in (None, 1.0) if limit is None or isinstance(limit, float) else limit > last
+    if last < 0 or share.images_of(last) != 1 or not comes:
         return ""
     return (
-        f"data.batch_size={size}: the last batch of the {images} training images has one; set "
-        "data.drop_last=true, or another data.batch_size or data.val_size"
+        f"data.batch_size={size}: the last batch of the {images} training images has one{on_each}; "
+        "set data.drop_last=true, or another data.batch_size or data.val_size"
     )
 
 
@@ -441,6 +454,7 @@ def _trainer(
 ) -> Trainer:
     import lightning.pytorch as lightning
     from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.profilers import Profiler
 
     loggers = [
         _build(f"logger.{name}", node, **_save_dir(node, run_dir))
@@ -458,6 +472,8 @@ def _trainer(
         **_switches(callbacks, resolved),
     )
     _is_a("trainer", trainer, lightning.Trainer, "a lightning.pytorch.Trainer")
+    profiler = getattr(trainer, "profiler", None)
+    _is_a("trainer.profiler", profiler, Profiler, "one of lightning.pytorch.profilers")
     return trainer
 
 
@@ -501,8 +517,15 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     """What makes the optimizer; raises InputError as `build` does."""
     from cifar_lab.training.optimizers import OptimizerFactory
 
-    node = plain(cfg.optimizer)
-    return OptimizerFactory(_factory("optimizer", cfg), node.get("groups") or {})
+    groups = plain(cfg.optimizer).get("groups") or {}
+    if not isinstance(groups, dict):
+        raise InputError(f"optimizer.groups={groups}: must be groups, each under a name of its own")
+    for name, group in groups.items():
+        if not isinstance(group, dict):
+            raise InputError(
+                f"optimizer.groups.{name}={group}: must say its parameters and their options"
+            )
+    return OptimizerFactory(_factory("optimizer", cfg), groups)
 
 
 def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | TorchSchedule:

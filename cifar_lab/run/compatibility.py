@@ -70,6 +70,7 @@ def check(config: dict[str, Any]) -> None:
         raise InputError(
             f"{averages[1]}: {averages[0]} keeps the averages that are tested; leave one of them"
         )
+    _check_schedule_free(config, callbacks)
     for callback in callbacks:
         _check_sam(callback, config["trainer"])
         _check_monitor_changes_nothing(callback)
@@ -85,7 +86,9 @@ def check(config: dict[str, Any]) -> None:
         _check_selection(config)
     node = config["scheduler"]
     schedule = _Callback("scheduler", locate("scheduler", node["_target_"]), node)
-    if schedule.node.get("monitor") is not None:
+    if (monitor := schedule.node.get("monitor")) is not None:
+        if not isinstance(monitor, str):
+            raise InputError(f"scheduler.monitor={monitor}: must be a metric's name, e.g. val/loss")
         _check_monitor(schedule, config, _metrics(callbacks))
 
 
@@ -110,6 +113,42 @@ def _check_monitor_changes_nothing(callback: _Callback) -> None:
             f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
             f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
         )
+
+
+def _check_schedule_free(config: dict[str, Any], callbacks: list[_Callback]) -> None:
+    """Refuses such an optimizer without what belongs to it, and the other way round."""
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.callbacks.schedule_free import ScheduleFree
+    from cifar_lab.training.schedules import constant
+
+    target = config["optimizer"]["_target_"]
+    module = str(getattr(locate("optimizer", target), "__module__", ""))
+    free = module.startswith(("schedulefree.", "cifar_lab.training.schedule_free"))
+    looks = [callback.path for callback in callbacks if callback.is_a(ScheduleFree)]
+    if looks and not free:
+        raise InputError(
+            f"{looks[0]}: is of optimizer=schedule_free, and this is optimizer._target_={target}; "
+            "leave it out"
+        )
+    if not free:
+        return
+    if not looks:
+        raise InputError(
+            f"optimizer._target_={target}: keeps the weights to test apart; add "
+            "callbacks=schedule_free"
+        )
+    schedule = config["scheduler"]["_target_"]
+    if locate("scheduler", schedule) is not constant:
+        raise InputError(
+            f"scheduler._target_={schedule}: a schedule-free optimizer needs none; add "
+            "scheduler=none (its warm-up is optimizer.warmup_steps)"
+        )
+    for callback in callbacks:
+        if callback.is_a(Lookahead):
+            raise InputError(
+                f"{callback.path}: moves the weights, and a schedule-free optimizer makes its "
+                "average of them; leave one of them out"
+            )
 
 
 def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:

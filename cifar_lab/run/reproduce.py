@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 import statistics
 import time
 import zipfile
@@ -37,6 +38,7 @@ _CLOCK = ("images_per_s",)
 # Finished runs that differ by the seed alone, so that a spread can be told.
 _LEAST_SEEDS = 3
 _CONFIDENCE = 0.95
+_MOST_THREADS = 1024
 _NAMED = 3
 
 
@@ -120,12 +122,10 @@ def plan(
     given = {key: value for key, value in asked_for.items() if value is not None}
     said = _overrides(record, given)
     cfg = _config(config, given, said)
-    asked = Request(cfg, run_dir=out, overrides=said, started=started)
+    command = _command(folder, given, out, trust)
+    asked = Request(cfg, run_dir=out, overrides=said, started=started, continued_by=command)
     _check_same_run(record, asked.config)
-    if record.threads:  # of a run that left the number to its machine, too
-        import torch
-
-        torch.set_num_threads(record.threads)
+    _set_threads(record)
     try:
         parts = build(cfg, asked.config, out)
     except InputError as error:
@@ -137,7 +137,7 @@ def plan(
             f"({record.data.digest[:12]}); give those with --data PATH"
         )
     if parts.trainer.world_size > 1:
-        _check_command(said, asked.config)
+        _check_command(said, asked.config, trust)
     here = Start(
         git=Git(**git_state(_PACKAGE)),
         packages=package_versions(),
@@ -249,9 +249,16 @@ def _config(
 
 
 def _overrides(record: RunRecord, given: Mapping[str, str]) -> list[str]:
-    """What the new run's record says was typed: the old one's, with what is given now."""
-    dropped = {*given, "hydra.run.dir", "resume"}
-    kept = [o for o in record.overrides if o.lstrip("+~").partition("=")[0] not in dropped]
+    """What the new run's record says was typed: the old one's, with what is given now.
+
+    Without Hydra's own, which might name code (`hydra.callbacks`), and without addresses.
+    """
+    dropped = (*given, "resume", "data.sources", "data.cache", "data.offline")
+    kept = []
+    for override in record.overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key not in dropped and not key.startswith(("hydra.", "hydra/", "-")):
+            kept.append(override)
     return [*kept, *(assignment(key, text) for key, text in given.items())]
 
 
@@ -263,13 +270,35 @@ def _check_same_run(record: RunRecord, config: dict[str, Any]) -> None:
         raise InputError(f"can't be built as it was; these differ: {first}")
 
 
-def _check_command(overrides: Sequence[str], config: dict[str, Any]) -> None:
+def _check_command(overrides: Sequence[str], config: dict[str, Any], trust: Sequence[str]) -> None:
     # Lightning starts the other processes by a command line, and they compose what it says
-    if config_digest(run_config(compose(overrides))) != config_digest(config):
+    composed = run_config(compose(overrides))
+    check_targets_of_record(composed, also=trust)
+    if config_digest(composed) != config_digest(config):
         raise InputError(
             "this run had several processes, which are started by its command, and here that "
             f"means another configuration: {' '.join(overrides)}"
         )
+
+
+def _command(folder: Path, given: Mapping[str, str], out: Path, trust: Sequence[str]) -> str:
+    """What goes on where the reproduction was stopped, and compares."""
+    flags = {"data.root": "--data", "init_from": "--init-from"}
+    words = [word for key, text in given.items() for word in (flags[key], text)]
+    words += [word for module in trust for word in ("--trust", module)]
+    line = ["python", "-m", "cifar_lab.reproduce", str(folder), *words, "--out", str(out)]
+    return shlex.join(line)
+
+
+def _set_threads(record: RunRecord) -> None:
+    """Of a run that left the number to its machine, too."""
+    import torch
+
+    if record.threads is None:
+        return
+    if not 1 <= record.threads <= _MOST_THREADS:
+        raise InputError(f"threads={record.threads}: must lie in 1..{_MOST_THREADS}")
+    torch.set_num_threads(record.threads)
 
 
 def _threads() -> int:

@@ -69,6 +69,7 @@ class Request:
         started: `time.perf_counter` when the process began.
         images: the digest of the images that a sweep planned it with; None: whichever are found.
         in_hydra_job: a launcher of Hydra's has begun the job: the folder and its log are there.
+        continued_by: the command that goes on where it was stopped; None: that of its overrides.
     """
 
     cfg: DictConfig
@@ -77,6 +78,7 @@ class Request:
     started: float
     images: str | None = None
     in_hydra_job: bool = False
+    continued_by: str | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -413,8 +415,8 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     ending: Status
     if isinstance(error, Interrupted):
         status, ending, text = error.exit_status, "interrupted", None
-        last_line = f"to continue: {command_line(asked.overrides_with_folder)}"
-        said = credentials.advice(asked.overrides)
+        command = asked.continued_by or command_line(asked.overrides_with_folder)
+        last_line, said = f"to continue: {command}", credentials.advice(asked.overrides)
     elif isinstance(error, Diverged):
         status, ending, text = 1, "diverged", str(error)
         log.error("diverged: %s", error)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_lab.config.compose import check_resolves
+from cifar_lab.config.files import with_place
 from cifar_lab.config.overrides import assignment
 from cifar_lab.errors import InputError, Interrupted
 from cifar_lab.records import credentials
@@ -65,6 +67,8 @@ class GridSource:
 
 def check_settings(master: DictConfig) -> None:
     """Raises InputError for a setting that is out of range, or of a search where there is none."""
+    check_resolves(master.hydra, "hydra")
+    check_resolves(master.sweep, "sweep")
     sweep = master.sweep
     credentials.learn({key: value for key, value in sweep.items() if isinstance(value, str)})
     for key, least in (("slots", 1), ("retries", 0)):
@@ -244,6 +248,7 @@ def check_points(points: Sequence[Point]) -> Findings:
         index, message = findings.wrong[0]
         more = len(findings.wrong) - 1
         further = f" ({more} further points are wrong)" if more else ""
+        message = with_place(message, points[index].overrides)
         raise InputError(f"{at(points[index].swept, message)}{further}")
     return findings
 

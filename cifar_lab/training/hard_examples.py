@@ -88,6 +88,9 @@ class HardExamples:
             self._optimizer.load_state_dict(self._carried["optimizer"])
             self._schedule.load_state_dict(self._carried["schedule"])
             self._batches, self._carried = self._carried["batches"], None
+        begin = getattr(self._optimizer, "train", None)
+        if callable(begin):  # a schedule-free one wants to be told
+            begin()
 
     def choose(self, batch: Batch) -> Batch:
         """The images of a batch that are kept, in their order, with their labels.

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from cifar_lab.data.augment import Normalization, Pipeline
+from cifar_lab.data.dataset import Dataset
 from cifar_lab.errors import InputError
 
 log = logging.getLogger("cifar_lab")
@@ -56,6 +58,27 @@ class Expected:
     device: str
     precision: str
     alone: str = ""
+
+
+def try_augmentation(pipeline: Pipeline, dataset: Dataset) -> None:
+    """Augments a few images of the dataset, on the CPU.
+
+    Raises:
+        InputError: what comes back is no batch of images of that size and their labels.
+    """
+    images = torch.from_numpy(np.array(dataset.train.images[:_IMAGES]))
+    labels = torch.from_numpy(dataset.train.labels[:_IMAGES].astype(np.int64))
+    generator, size = torch.Generator().manual_seed(0), images.shape[-1]
+    draws = pipeline.draw(len(images), generator, size)
+    draws |= pipeline.draw_lasting(len(images), generator, size, epoch=0)
+    plain = Normalization(mean=(0.0,) * 3, std=(1.0,) * 3, device=torch.device("cpu"))
+    with untouched(None):
+        augmented, of_them = pipeline.apply(images, labels, draws, plain)
+    if augmented.shape != images.shape or len(of_them) != len(images):
+        raise InputError(
+            f"transforms: give images {tuple(augmented.shape)} and labels {tuple(of_them.shape)} "
+            f"for images {tuple(images.shape)}; each must keep the shape of a batch"
+        )
 
 
 def try_network(
@@ -160,7 +183,6 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
             differentiated; it is a sum over the batch; it wants log-probabilities and gets logits.
     """
     classes = outputs.shape[1]
-    _check_weight(getattr(loss, "weight", None), classes)
     # one row more than there are classes: a loss for other shapes doesn't pass by broadcasting
     labels = torch.arange(classes + 1) % classes
     rows = outputs.detach()[torch.arange(classes + 1) % len(outputs)]
@@ -175,8 +197,8 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
 
 
-def _check_weight(weight: Any, classes: int) -> None:
-    """Of a loss of torch's: a number of at least 0 for each class."""
+def check_weight(weight: Any, classes: int) -> None:
+    """Raises InputError for ``loss.weight`` that is no number of at least 0 for each class."""
     if not isinstance(weight, Tensor):
         return
     numbers = weight.detach().flatten().tolist()

@@ -13,5 +13,8 @@ def test_a_reader_that_has_what_it_wanted_is_no_error(monkeypatch: pytest.Monkey
     def command(words: list[str]) -> int:
         raise BrokenPipeError  # `| head`
 
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # is replaced
+    before = sys.stdout
+    monkeypatch.setattr(sys, "stdout", before)  # is replaced
     assert run_command([], command, text=None) == 0
+    assert sys.stdout is not before
+    sys.stdout.close()  # it stays open to the end of a process

@@ -8,6 +8,7 @@ import pytest
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.names import job_name
+from cifar_lab.config.targets import check_targets_of_record
 from cifar_lab.config.validate import check
 from cifar_lab.records.digest import config_digest
 from tests.conftest import REPOSITORY
@@ -23,6 +24,7 @@ def test_every_file_composes_and_is_checked(name: str) -> None:
     group, _, option = name.rpartition("/")
     cfg = compose([f"{group}={option}"] if group else [])
     check(cfg)
+    check_targets_of_record(run_config(cfg))  # a run of it can be read back
 
 
 @pytest.mark.parametrize("experiment", ["report_cnn", "report_resnet10"])

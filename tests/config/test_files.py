@@ -162,6 +162,8 @@ def test_a_name_that_hydra_passes_over_is_told() -> None:
     Path("conf/experiment/mine.yml").write_text(PLAIN)
     with pytest.raises(InputError, match=r"conf/experiment/mine\.yml: must be called mine\.yaml"):
         compose(["experiment=mine"])
+    with pytest.raises(InputError, match="experiment=nope: no such option"):
+        compose(["experiment=nope"])
 
 
 def test_a_value_that_was_typed_has_no_place_in_a_file() -> None:

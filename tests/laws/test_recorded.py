@@ -120,7 +120,8 @@ OPTIMIZERS: dict[str, Any] = {
         ("cnn", "sgd", {"precision": "bf16-mixed"}),
         ("resnet10", "sgd", {"precision": "bf16-true"}),
     ],
-    ids=str,
+    # parallel workers want one name for a test: no address of an object in it
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_a_replayed_fit_is_the_fit(
     tmp_path: Path, network: str, optimizer: str, more: dict[str, Any]

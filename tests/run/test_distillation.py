@@ -161,6 +161,29 @@ def test_it_is_recorded_resumed_to_the_bit_and_alike_in_calls_of_several_steps(
     assert "distill" not in record_of(alone)["config"]
 
 
+@pytest.mark.slow
+def test_all_ingredients_together_go_on_to_the_bit(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: list[Path]
+) -> None:
+    base = [a for a in SMALL if not a.startswith(("model", "augment", "callbacks"))]
+    arguments = (
+        *(*base, "model=resnet10", "model.num_blocks=[1,1]", "model.width=4"),
+        *("augment=trivial", "+augment.sizes=[[0,16],[1,32]]", "tta=flip"),
+        "+augment.transforms.cutmix={_target_: cifar_lab.data.augment.CutMix, alpha: 1.0, p: 0.5}",
+        *(f"distill.from=[{teachers[0]},{teachers[1]}]", "hard_examples.share=0.5"),
+        *("hard_examples.proxy={width: 2}", "callbacks=[sam,lookahead,ema]"),
+        *("optimizer=muon", "loss.label_smoothing=0.1", "trainer.precision=bf16-mixed"),
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    status, _, err = lab(*arguments, f"hydra.run.dir={whole}")
+    assert status == 0, err
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8)
+        assert lab(*arguments, f"hydra.run.dir={cut}")[0] == 130
+    assert lab(*arguments, f"hydra.run.dir={cut}")[0] == 0
+    same(whole, cut)
+
+
 def test_what_decides_is_the_weights_and_not_where_they_lie(
     teachers: list[Path], tmp_path: Path
 ) -> None:

@@ -160,6 +160,18 @@ def test_a_second_pass_is_over_the_same_images_and_no_random_number_is_taken(
     torch.testing.assert_close(again, F.cross_entropy(classifier(images), labels))
 
 
+def test_a_schedule_free_optimizer_steps_the_proxy_too(tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree")
+    free = ("optimizer=schedule_free", "scheduler=constant", "callbacks=schedule_free")
+    cfg = compose(merged(*SMALL, *HARD, *free))
+    hard = build(cfg, run_config(cfg), tmp_path / "unused").classifier._hard_examples
+    assert hard is not None
+    before = copy.deepcopy(hard.proxy.state_dict())["head.weight"]
+    hard.start(torch.device("cpu"), 5)
+    hard.choose((torch.randn(25, 3, 32, 32), torch.randint(0, 10, (25,))))
+    assert not torch.equal(hard.proxy.state_dict()["head.weight"], before)
+
+
 def test_a_digest_without_it_is_what_it_was() -> None:
     def digest(*arguments: str) -> str:
         return config_digest(run_config(compose(merged(*SMALL, *arguments))))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cifar_lab.config.compose import compose
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import locate
+from cifar_lab.data.augment import Stage, Transform
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build_alone, build_network
 from tests.conftest import TINY, record_of
@@ -48,6 +49,32 @@ class Leaving(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         raise SystemExit(4)
+
+
+class Half(Transform):
+    """Loses half of each image."""
+
+    stage = Stage.NORMALIZED
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        return torch.zeros(count)
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        return images[..., :16], labels
+
+
+class NoDraw(Half):
+    """Ends in its draw."""
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        raise RuntimeError("no draw")
+
+
+class NoPair(Half):
+    """Forgets the labels, and more."""
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> Any:
+        return images, labels, draws
 
 
 def nothing() -> None:
@@ -92,6 +119,15 @@ LINES: list[tuple[tuple[str, ...], str]] = [
         )
     ],
     (("+hydra.job.env_set.A=${nope:1}",), "hydra.job.env_set.A: Unsupported interpolation type"),
+    (("+hydra.callbacks.x=5",), "hydra.callbacks.x=5: must be a node with a _target_"),
+    (("+hydra.callbacks.x._target_=nope.X",), "hydra.callbacks.x._target_=nope.X: No module named"),
+    # of a sweep
+    *[
+        (("-m", "seed=0,1", f"{key}=${{nope}}"), f"{key}: Interpolation key 'nope' not found")
+        for key in ("hydra.output_subdir", "hydra.job.name", "hydra.sweep.dir", "sweep.slots")
+    ],
+    (("-m", "seed=0,1", "hydra.sweeper.params=5"), "hydra.sweeper.params=5: must be keys and"),
+    (("-m", "seed=0,1", "hydra.launcher._target_=nope.X"), "Invalid plugin 'nope.X'"),
     # parts of another kind
     *[
         ((f"+{group}.x._target_={target}",), f"{group}.x._target_: gives {given}; must give a ")
@@ -140,19 +176,25 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("+loss.weight=[1,1,1,1,1,1,1,1,1,-1]",), "loss.weight=[1,1,1,1,1,1,1,1,1,-1]: must be at"),
     (("+loss.weight=[0,0,0,0,0,0,0,0,0,0]",), "loss.weight=[0,0,0,0,0,0,0,0,0,0]: must be at"),
     (("+loss.weight=[a,b]",), 'loss.weight=["a", "b"]: must be a list of numbers'),
+    (("+loss.weight=5",), "loss.weight=5: must be a list of numbers or null"),
+    (("optimizer.groups=[]",), "optimizer.groups=[]: must be keys and their values, as {a: 1}"),
+    (
+        ("trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2", *net(f"{HERE}.Normed")),
+        "data.batch_size=2: is one image on each of trainer.devices=2; must be larger",
+    ),
     (("+loss.weight=[]",), "loss.weight=[]: must be a list of numbers"),
     # numbers out of range
     (("loss.label_smoothing=-0.5",), "loss.label_smoothing=-0.5: must lie in [0, 1)"),
     (("loss.label_smoothing=1",), "loss.label_smoothing=1: must lie in [0, 1)"),
-    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in 0..1, a share"),
-    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in 0..1, a factor"),
+    (("scheduler.warmup_fraction=2",), "scheduler.warmup_fraction=2: must lie in [0, 1)"),
+    (("scheduler.final_factor=-1",), "scheduler.final_factor=-1: must lie in [0, 1]"),
     (
         ("scheduler=onecycle", "scheduler.initial_factor=2"),
-        "scheduler.initial_factor=2: must lie in 0..1, a factor",
+        "scheduler.initial_factor=2: must lie in [0, 1]",
     ),
     (
         ("scheduler=wsd", "scheduler.warmup_fraction=0.5", "scheduler.decay_fraction=0.6"),
-        "scheduler.decay_fraction=0.6: must be at most 0.5, what",
+        "scheduler.decay_fraction=0.6: must be above 0, and at most 1",
     ),
     (("scheduler=step", "scheduler.gamma=-1"), "scheduler.gamma=-1: must be above 0"),
     (("scheduler=step", "scheduler.step_size=-1"), "scheduler.step_size=-1: must be above 0"),
@@ -194,6 +236,41 @@ LINES: list[tuple[tuple[str, ...], str]] = [
         ("callbacks=early_stopping", "callbacks.early_stopping.patience=-1"),
         "callbacks.early_stopping.patience=-1: must be at least 0",
     ),
+    (("trainer.max_time={minutes: -5}",), "trainer.max_time={'minutes': -5}: must be above 0"),
+    (("seed=1.5",), "seed=1.5: must be an integer"),
+    (("optimizer.lr=[0.1]",), "optimizer.lr=[0.1]: must be a number"),
+    (
+        ("optimizer=adamw", "optimizer.betas=[0.9]"),
+        "optimizer.betas=[0.9]: must be a list of 2 (a number each)",
+    ),
+    (("optimizer.groups=5",), "optimizer.groups=5: must be groups, each under a name of its own"),
+    (("+optimizer.groups.x=5",), "optimizer.groups.x=5: must say its parameters and their options"),
+    (("scheduler=plateau", "scheduler.monitor=5"), "scheduler.monitor=5: must be a metric's name"),
+    *[
+        (
+            (
+                *("scheduler=step", "scheduler._target_=torch.optim.lr_scheduler.MultiStepLR"),
+                *("~scheduler.step_size", f"+scheduler.milestones={value}"),
+            ),
+            f"scheduler.milestones={value}: must be a list of whole numbers",
+        )
+        for value in ("5", "[-1]")
+    ],
+    # augmentations, and a profiler
+    *[
+        ((f"+augment.transforms.x._target_={HERE}.{name}",), said)
+        for name, said in (
+            ("NoDraw", "augment: RuntimeError: no draw, test_one_line.py:"),
+            ("NoPair", "augment: too many values to unpack"),
+            ("Half", "augment.transforms: give images (2, 3, 32, 16) and labels (2,) for images"),
+        )
+    ],
+    (("augment._target_=builtins.dict",), "augment._target_: gives dict; must give a cifar_lab."),
+    (("data._target_=builtins.dict", "~data.normalization"), "data._target_: gives dict; must"),
+    (
+        ("trainer.profiler={_target_: torch.nn.Identity}",),
+        "trainer.profiler._target_: gives Identity; must give one of lightning.pytorch.profilers",
+    ),
     # observers
     *[
         (
@@ -221,7 +298,7 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         net(f"{HERE}.Normed", "data.batch_size=1"),
-        "data.batch_size=1: must be at least 2 for this network (model._target_=",
+        "data.batch_size=1: is one image; must be larger for this network (model._target_=",
     ),
 ]
 

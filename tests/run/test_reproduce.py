@@ -58,7 +58,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICKLY = ("averages, the best of several", "no checkpoints")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICKLY else pytest.param(n, marks=pytest.mark.slow) for n in RUNS],
+)
 def test_it_comes_to_the_same_bits(tmp_path: Path, again: Lab, name: str) -> None:
     run = finish(tmp_path / "run", *RUNS[name])
     status, out, err = again(run)
@@ -240,7 +246,7 @@ def test_a_stopped_one_goes_on_and_is_compared(
     assert "weights" not in out
     out_dir = tmp_path / "run-again-1"
     command = f"python -m cifar_lab.reproduce {run} --out {out_dir}"
-    assert err.splitlines()[-1] == f"cifar_lab: to continue and compare: {command}"
+    assert err.splitlines()[-1] == f"cifar_lab: to continue: {command}"
     assert again(run, "--out", out_dir)[0] == 0
     # finished: compared again, not run again
     ended = record_of(out_dir)["ended"]
@@ -282,6 +288,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         ((edited("newer", config={**config, "warp": 9}),), "warp: is a key of another version"),
         ((edited("seedless", config={**config, "seed": "x"}),), "seed=x: "),
         ((edited("less", config={"seed": 3}),), "these differ: "),
+        ((edited("many", threads=-1),), "threads=-1: must lie in 1..1024"),
         ((run, "--data", "nowhere"), "this run's images are drawn by code"),
         ((run, "--init-from", other), "this run began with no other's weights"),
         ((run, "--out", run), "is the run itself"),
@@ -296,7 +303,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         assert said in err, (arguments, err)
     after = {path for path in tmp_path.rglob("*") if path.parent != tmp_path / "other"}
     made = {path.relative_to(tmp_path).parts[0] for path in after - before}
-    assert made <= {"running", "failed", "cut", "bare", "newer", "seedless", "less"}
+    assert made <= {"running", "failed", "cut", "bare", "newer", "seedless", "less", "many"}
     assert again("--help")[0] == 0
 
 
@@ -327,6 +334,27 @@ def test_a_record_from_anybody_calls_nothing_and_writes_nothing(
     before = set(tmp_path.rglob("*"))
     status, out, err = again(run)
     assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "override", ["+logger.x={_target_: os.getcwd}", "+monitors.x={_target_: os.getcwd}"]
+)
+def test_a_command_of_a_record_starts_no_other_process(
+    run: Path, again: Lab, tmp_path: Path, override: str
+) -> None:
+    """Lightning would start the other ranks with it."""
+
+    def edit(record: dict[str, Any]) -> None:
+        kept = [o for o in record["overrides"] if not o.startswith("trainer=")]
+        ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+        record["overrides"] = [*kept, *ddp, override, "hydra.callbacks.x._target_=os.getcwd"]
+        record["config"]["trainer"].update(accelerator="cpu", strategy="ddp", devices=2)
+
+    change(run, edit)
+    before = set(tmp_path.rglob("*"))
+    status, out, err = again(run)
+    assert (status, out, "is not a part of a run" in err) == (2, "", True), err
     assert set(tmp_path.rglob("*")) == before
 
 

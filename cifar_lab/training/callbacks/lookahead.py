@@ -23,14 +23,19 @@ class Lookahead(Callback, SupportsMultistep):
     Args:
         alpha: the share, in (0, 1).
         every_steps: k there, at least 1.
+        power: 0: the share is the same throughout. Above: it falls from 1 to alpha over the fit,
+            ``1 - (1 - alpha) * (step / steps) ** power``, so that the slow weights come to stand
+            still; 3 in the speedruns (github.com/KellerJordan/cifar10-airbench, legacy/).
     """
 
-    def __init__(self, *, alpha: float, every_steps: int) -> None:
+    def __init__(self, *, alpha: float, every_steps: int, power: float = 0.0) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"alpha={alpha}: must lie in (0, 1), e.g. 0.5")
         if every_steps < 1:
             raise InputError(f"every_steps={every_steps}: must be at least 1, e.g. 5")
-        self._alpha, self._every = alpha, every_steps
+        if power < 0:
+            raise InputError(f"power={power}: must be at least 0, e.g. 3")
+        self._alpha, self._every, self._power = alpha, every_steps, power
         self._weights: list[Tensor] = []
         self._slow: list[Tensor] = []
         self._synced_step = 0  # optimizer steps made by the last time
@@ -58,7 +63,8 @@ class Lookahead(Callback, SupportsMultistep):
             return
         self._synced_step = step
         with torch.no_grad():
-            torch._foreach_lerp_(self._slow, self._weights, self._alpha)
+            share = 1 - (1 - self._alpha) * (step / self._last) ** self._power
+            torch._foreach_lerp_(self._slow, self._weights, share)
             torch._foreach_copy_(self._weights, self._slow)
 
     def _is_due(self, step: int) -> bool:

@@ -96,11 +96,7 @@ class Swa(Averages, ChecksLayout):
     def _estimate(self, trainer: Trainer) -> None:
         if self._estimated == self._count:
             return
-        averages = average_model(self).module
-        assert isinstance(averages, Classifier)
-        batches = datamodule_of(trainer).sample_dataloader(self._bn_images)
-        with trainer.precision_plugin.forward_context():
-            estimate_statistics(averages.network, batches, frozen=averages.frozen)
+        estimate_of(trainer, average_model(self).module, self._bn_images)
         self._estimated = self._count
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +107,14 @@ class Swa(Averages, ChecksLayout):
         """Takes up what `state_dict` gave."""
         super().load_state_dict(state_dict)
         self._estimated = state_dict["estimated"]
+
+
+def estimate_of(trainer: Trainer, averages: nn.Module, images: int | None) -> None:
+    """`estimate_statistics` of averages with so many of the training images; None: all."""
+    assert isinstance(averages, Classifier)
+    batches = datamodule_of(trainer).sample_dataloader(images)
+    with trainer.precision_plugin.forward_context():
+        estimate_statistics(averages.network, batches, frozen=averages.frozen)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ Vector = NDArray[np.float64]
 MATRIX = np.array([[2.0, 0.5], [0.5, 1.0]])
 START = np.array([1.0, -2.0])
 LR = 0.1
+DESCENT: Any = partial(torch.optim.SGD, lr=LR)
 STEPS = 10  # of an epoch; two of them
 
 
@@ -93,6 +94,7 @@ def fitted(
     size: int = 1,
     loss: Any = quadratic,
     feed: Synthetic | None = None,
+    optimizer: Any = DESCENT,
     **settings: Any,
 ) -> Classifier:
     """A fit of two epochs, ten steps each, by plain gradient descent."""
@@ -101,7 +103,7 @@ def fitted(
     classifier = Classifier(
         network=network or Point(),
         loss=loss,
-        optimizer=partial(torch.optim.SGD, lr=LR),
+        optimizer=optimizer,
         schedule=constant,
         config={},
     )
@@ -157,6 +159,16 @@ def test_lookahead_is_its_closed_form(tmp_path: Path, size: int) -> None:
 
     epoch = window(2) @ window(4) @ window(4)  # its last window is shorter
     np.testing.assert_allclose(point(classifier), epoch @ epoch @ START, rtol=1e-12)
+
+
+def test_lookahead_s_share_may_fall_over_the_fit(tmp_path: Path) -> None:
+    classifier = fitted(tmp_path, [Lookahead(alpha=0.3, every_steps=5, power=3.0)])
+    step = np.linalg.matrix_power(np.eye(2) - LR * MATRIX, 5)
+    slow = START
+    for made in (5, 10, 15, 20):
+        share = 1 - 0.7 * (made / 20) ** 3
+        slow = slow + share * (step @ slow - slow)
+    np.testing.assert_allclose(point(classifier), slow, rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 3])

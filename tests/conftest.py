@@ -52,12 +52,14 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CIFAR_LAB_DATA", raising=False)
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    # a run in a fixture of a whole module has taken the signals over, and they stayed so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield
-    for signum, old in handlers.items():
-        signal.signal(signum, old)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for handler in root.handlers[:]:
         if handler not in before:
             root.removeHandler(handler)

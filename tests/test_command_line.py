@@ -29,7 +29,7 @@ WRONG = [
     (["model=resnet11"], ["did you mean resnet10?", "available: cnn, ", ", resnet10, "]),
     (["experiment=nothing"], ["available:", "report_cnn"]),
     (["x=="], ["x==", "key=value"]),
-    (["seed=abc"], ["seed=abc", "Integer"]),
+    (["seed=abc"], ["seed=abc: must be an integer"]),
     (["seed=-1"], ["seed=-1", "0..4294967295"]),
     (["resume=maybe"], ["resume=maybe", "auto"]),
     (["resume=must"], ["resume=must", "holds no run"]),
@@ -127,7 +127,7 @@ def test_help_names_every_group_and_an_example(lab: Lab) -> None:
     for word in (
         "model: cnn, ",
         ", resnet10, ",
-        "optimizer: adamw, muon, sgd",
+        "optimizer: adamw, muon, schedule_free, sgd",
         "experiment:",
         "-m ",
     ):

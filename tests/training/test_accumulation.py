@@ -160,7 +160,7 @@ def test_a_checkpoint_within_the_epoch_is_written_between_steps(
             raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(Checkpoints, "save_last", crashing)
-    often = "callbacks.checkpoints.every_minutes=0"
+    often = "callbacks.checkpoints.every_minutes=1e-9"
     assert lab(*arguments, often, f"hydra.run.dir={tmp_path}/cut")[0] == 1
     last = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2

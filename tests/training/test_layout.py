@@ -87,7 +87,7 @@ def averaging() -> Callback:
                 "+callbacks.x.swa_lrs=0.01",
             ),
             "callbacks.x: StochasticWeightAveraging has an average that is in no checkpoint and is "
-            "not tested; use callbacks=ema",
+            "not tested; use callbacks=swa",
         ),
         (
             (
@@ -101,12 +101,12 @@ def averaging() -> Callback:
         (
             (f"+callbacks.x._target_={__name__}.averaging",),
             "callbacks: StochasticWeightAveraging has an average that is in no checkpoint and is "
-            "not tested; use callbacks=ema",
+            "not tested; use callbacks=swa",
         ),
         (
             tuple(f"+callbacks.{x}._target_={THEIRS}.EarlyStopping" for x in "xy")
             + tuple(f"+callbacks.{x}.monitor=val/loss" for x in "xy"),
-            "trainer: Found more than one stateful callback of type `EarlyStopping`",
+            "trainer: RuntimeError: Found more than one stateful callback of type `EarlyStopping`",
         ),
     ],
     ids=["batch", "average", "accumulation", "from a function", "two of a kind"],

@@ -121,6 +121,8 @@ def plan(
     asked_for = {"data.root": data, "init_from": init_from}
     given = {key: value for key, value in asked_for.items() if value is not None}
     said = _overrides(record, given)
+    if "distill" in config and trust:
+        said.append(f"distill.trust=[{','.join(trust)}]")
     cfg = _config(config, given, said)
     command = _command(folder, given, out, trust)
     asked = Request(cfg, run_dir=out, overrides=said, started=started, continued_by=command)
@@ -129,7 +131,8 @@ def plan(
     try:
         parts = build(cfg, asked.config, out)
     except InputError as error:
-        raise InputError(f"{folder}: can't be built here: {error}") from error
+        text = str(error).replace("distill.trust=", "--trust ")
+        raise InputError(f"{folder}: can't be built here: {text}") from error
     found = parts.data.dataset
     if not record.data.holds(found.digest):
         raise InputError(
@@ -209,10 +212,21 @@ def _config_of(record: RunRecord, trust: Sequence[str]) -> dict[str, Any]:
     if isinstance(callbacks := kept.get("callbacks"), dict):
         own = {k: v for k, v in callbacks.items() if not changes_no_result(f"callbacks.{k}")}
         kept["callbacks"] = own
+    if isinstance(distill := kept.get("distill"), dict):
+        distill["from"] = _teachers(distill.get("from"))
+        distill["trust"] = list(trust)  # a person's to give: a record may name any module
     check_targets_of_record(kept, also=trust)
     if unknown := sorted(set(kept) - set(Root.__dataclass_fields__)):
         raise InputError(f"{unknown[0]}: is a key of another version of cifar_lab")
     return kept
+
+
+def _teachers(source: Any) -> Any:
+    """The folders of the runs that it learned from, for the checkpoints that its record names."""
+    paths = source.get("paths") if isinstance(source, dict) else None
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        return source
+    return [str(Path(path).parent.parent) for path in paths]
 
 
 def _config(
@@ -253,7 +267,7 @@ def _overrides(record: RunRecord, given: Mapping[str, str]) -> list[str]:
 
     Without Hydra's own, which might name code (`hydra.callbacks`), and without addresses.
     """
-    dropped = (*given, "resume", "data.sources", "data.cache", "data.offline")
+    dropped = (*given, "distill.trust", "resume", "data.sources", "data.cache", "data.offline")
     kept = []
     for override in record.overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -274,7 +288,8 @@ def _check_command(overrides: Sequence[str], config: dict[str, Any], trust: Sequ
     # Lightning starts the other processes by a command line, and they compose what it says
     composed = run_config(compose(overrides))
     check_targets_of_record(composed, also=trust)
-    if config_digest(composed) != config_digest(config):
+    trusted = [(one.get("distill") or {}).get("trust") for one in (composed, config)]
+    if config_digest(composed) != config_digest(config) or trusted[0] != trusted[1]:
         raise InputError(
             "this run had several processes, which are started by its command, and here that "
             f"means another configuration: {' '.join(overrides)}"

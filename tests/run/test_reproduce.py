@@ -82,6 +82,24 @@ def test_it_comes_to_the_same_bits(tmp_path: Path, again: Lab, name: str) -> Non
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_run_that_learned_from_others(finished: Path, tmp_path: Path, again: Lab) -> None:
+    teacher = copied(finished, tmp_path / "teacher")
+    run = finish(tmp_path / "run", *CNN, f"distill.from={teacher}")
+    # which modules of a teacher's are imported is said by the person alone, not by a record
+    change(run, lambda record: record["config"]["distill"].update(trust=["nets"]))
+    change(run, lambda record: record["overrides"].append("distill.trust=[nets]"))
+    status, out, err = again(run)
+    assert (status, last(out), err) == (0, "reproduced to the bit", "")
+    new = record_of(tmp_path / "run-again-1")
+    assert new["config"]["distill"]["trust"] == []
+    assert not [o for o in new["overrides"] if o.startswith("distill.trust")]
+    assert new["config_digest"] == record_of(run)["config_digest"]
+    shutil.move(teacher, tmp_path / "gone")
+    status, out, err = again(run)
+    assert (status, out) == (2, "")
+    assert f"distill.from={teacher}: is no folder" in err
+
+
 def test_what_the_new_folder_says(
     run: Path, again: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def _adapt_stem(network: nn.Module, name: str, fixed: bool) -> None:
     if fixed or not isinstance(convolution, nn.Conv2d):
         raise InputError(
             f"small_stem=true: {name} has no first convolution to adapt; set small_stem=false (of "
-            "a vision transformer model.options={patch_size: 4} makes smaller patches)"
+            "a vision transformer +model.options.patch_size=4 makes smaller patches)"
         )
     if max(convolution.stride) == 1:
         return  # as VGG's: nothing to adapt

@@ -76,7 +76,7 @@ class Muon(Optimizer):
         dtype: of these, ``float32`` or ``bfloat16``.
 
     Raises:
-        InputError: a number out of range, or no such dtype.
+        InputError: a number out of range, no such dtype, or nothing to make orthogonal.
     """
 
     def __init__(
@@ -107,6 +107,12 @@ class Muon(Optimizer):
         super().__init__(params, defaults)
         for group in self.param_groups:
             _check(group)
+        stepped = [p for g in self.param_groups if g["orthogonal"] for p in g["params"]]
+        if orthogonal and all(p.ndim < 2 for p in stepped):
+            raise InputError(
+                "orthogonal=true: there is no filter and no matrix among its parameters; use "
+                "optimizer=sgd, or a group with orthogonal: true"
+            )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -64,12 +64,25 @@ DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
             ("model=cnn", "+model.stochastic_depth=0.1"),
             "model.stochastic_depth: unknown key",
         ),
+        (
+            ("optimizer=muon", "optimizer.groups.rest.parameters=['*']"),
+            "optimizer.orthogonal=true: there is no filter and no matrix among its parameters",
+        ),
+        (
+            ("model=timm", "+model.options.drop_path_rate=0.1", "model.name=vgg11"),
+            "model.name=vgg11: VGG.__init__() got an unexpected keyword argument 'drop_path_rate'",
+        ),
+        (
+            ("model=timm", "+model.options.checkpoint_path=a.pt"),
+            "model.options.checkpoint_path: is the data's, or none of this; leave it out",
+        ),
         (("tuned_batch_size=0",), "tuned_batch_size=0: must be at least 1, or null"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
 def test_it_is_refused(lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
-    tiny = [a for a in TINY if "model=cnn" not in arguments or not a.startswith("model.num")]
+    other = any(argument.startswith("model=") for argument in arguments)
+    tiny = [argument for argument in TINY if not (other and argument.startswith("model"))]
     status, _, err = lab(*tiny, *arguments, f"hydra.run.dir={tmp_path}/run")
     assert (status, err.count("\n")) == (2, 1), err
     assert err.startswith(f"cifar_lab: {line}"), err
@@ -88,6 +101,14 @@ def test_rates_that_were_found_with_another_batch(
     assert err.startswith(text) == said, err
     assert err.count("\n") == said
     assert (text in (tmp_path / "run" / "train.log").read_text()) == said
+
+
+def test_what_changes_the_weights_makes_another_run() -> None:
+    options = ("default", "sam", "lookahead", "swa", "ema", "[sam,swa]", "[sam,lookahead]")
+    overrides = [[f"callbacks={option}"] for option in options]
+    overrides.append(["callbacks=sam", "callbacks.sam.rho=0.1"])
+    digests = {config_digest(run_config(compose(each))) for each in overrides}
+    assert len(digests) == len(overrides)
 
 
 def test_a_batch_that_was_said_makes_no_other_run() -> None:

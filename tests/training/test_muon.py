@@ -95,9 +95,10 @@ def test_what_is_no_matrix_steps_as_torch_s_sgd_to_the_bit(orthogonal: bool) -> 
     shape = (7,) if orthogonal else (7, 5, 3, 3)
     ours = nn.Parameter(torch.randn(shape))
     theirs = nn.Parameter(ours.detach().clone())
+    matrix = nn.Parameter(torch.ones(2, 2))  # gets no gradient; alone a vector is refused
     plain: dict[str, Any] = {"lr": 0.1, "momentum": 0.6, "nesterov": True, "weight_decay": 0.01}
     optimizers = [
-        Muon([ours], **(SETTINGS | plain | {"orthogonal": orthogonal})),
+        Muon([ours, matrix], **(SETTINGS | plain | {"orthogonal": orthogonal})),
         torch.optim.SGD([theirs], **plain, fused=True),
     ]
     for _ in range(4):

@@ -201,6 +201,28 @@ def test_bytes_that_are_no_request_end_their_own_connection_alone(port: int) -> 
     assert asked(port, content=PICTURE).status == 200
 
 
+@pytest.mark.parametrize(
+    ("first", "more", "status"),
+    [
+        ("POST /predict", "Content-Length: 1\r\nContent-Length: 2", 400),
+        ("POST /predict", "Content-Length: -1", 400),
+        ("GET /", "Host: evil.example", 400),
+        ("GET http://evil.example/", "X: y", 404),
+        ("CONNECT evil.example:443", "X: y", 404),
+        ("TRACE /", "X: y", 405),
+        ("GET /%00", "X: y", 404),
+        ("GET /%ff", "X: y", 404),
+    ],
+)
+def test_requests_with_two_meanings_have_none(
+    port: int, first: str, more: str, status: int
+) -> None:
+    with socket.create_connection((HOST, port), timeout=5) as raw:
+        head = f"{first} HTTP/1.1\r\nHost: {HOST}:{port}\r\n{more}\r\nConnection: close\r\n\r\n"
+        raw.sendall(head.encode())
+        assert raw.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+
+
 def test_the_last_part_of_a_name_is_shown() -> None:
     names = ("a/b.png", "a\\b.png", "/", "..", "", "\x00b.png\n", "jörg.png")
     assert [base_name(n) for n in names] == [

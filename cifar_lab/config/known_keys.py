@@ -12,6 +12,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -64,6 +65,8 @@ _OTHER_NAMES = {
     "debug=fast": "fast_dev_run dry_run smoke_test",
 }
 _KEY_OF = {word: key for key, words in _OTHER_NAMES.items() for word in words.split()}
+# Groups of one node, whose keys are its target's arguments.
+_NODES = ("model", "loss", "optimizer", "scheduler")
 _CLOSE, _CLOSER = 0.6, 0.75
 
 
@@ -82,8 +85,24 @@ def said_of_unknown(key: str, overrides: Sequence[str]) -> str:
     if having and key not in known:
         verb = "has" if len(having) == 1 else "have"
         return f" with {group}={chosen} ({group}={', '.join(having)} {verb} it)"
+    if key in known:  # a dictionary is merged into the node that is there
+        return _new_in_node(key, known, overrides)
     word = _meant(key, known) or _meant(key, [k for keys in by_option.values() for k in keys])
-    return f" (did you mean {word}?)" if word and word != key else ""
+    if word and not f"{key}.".startswith(f"{word}."):
+        return f" (did you mean {word}?)"
+    return f"; +{key}=... adds it where its _target_ takes it" if group in _NODES and rest else ""
+
+
+def _new_in_node(path: str, known: Sequence[str], overrides: Sequence[str]) -> str:
+    """How the keys are given that a dictionary adds to a node."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        value = override.value()
+        if override.key_or_group == path and isinstance(value, dict):
+            keys = [f"{path}.{key}" for key in value if key != "_target_"]
+            new = [f"+{key}=..." for key in keys if key not in known]
+            if new:
+                return f" in its dictionary, which adds none to the node; give {' '.join(new)}"
+    return ""
 
 
 def meant_by(word: str) -> str | None:

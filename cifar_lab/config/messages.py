@@ -197,7 +197,8 @@ def check_flags(arguments: Sequence[str]) -> None:
         if flag in _OF_ANOTHER_ROOT
     }
     for flag, where in sorted(given.items(), key=lambda one: ".hydra" not in one[1]):
-        raise InputError(f"{flag}: {_instead_of_another_root(where)}")
+        settings = [a for a in arguments if "=" in a and a[0] != "-" and a != where]
+        raise InputError(f"{flag}: {_instead_of_another_root(where, settings)}")
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         known = flag in _FLAGS or (len(flag) > 3 and any(f.startswith(flag) for f in _FLAGS))
@@ -219,19 +220,25 @@ def check_flags(arguments: Sequence[str]) -> None:
 _OF_ANOTHER_ROOT = (*("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),)
 
 
-def _instead_of_another_root(where: str) -> str:
+def _instead_of_another_root(where: str, settings: Sequence[str]) -> str:
     from cifar_lab.records.record import RunRecord, command_line
 
     hydra = next((p for p in (Path(where), *Path(where).parents) if p.name == ".hydra"), None)
     if hydra is not None:
         with suppress(OSError, ValueError):
             overrides = RunRecord.read(hydra.parent).overrides
-            again = command_line([o for o in overrides if not o.startswith("hydra.run.")])
-            return f"to repeat that run in a folder of its own: {again}"
+            typed = {_key_of(setting) for setting in settings}
+            kept = [o for o in overrides if _key_of(o) not in typed]
+            again = [o for o in kept if not o.startswith("hydra.run.")]
+            return f"to repeat that run in a folder of its own: {command_line([*again, *settings])}"
     return (
         "there is one root, config.yaml; an experiment of your own is conf/experiment/NAME.yaml "
         "beside you, chosen with experiment=NAME"
     )
+
+
+def _key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

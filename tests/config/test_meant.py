@@ -71,6 +71,13 @@ def test_what_was_typed_is_never_the_suggestion() -> None:
         (["model=resnet10", "model.dropout=.1"], "model=resnet10 (model=cnn, wide_resnet have it)"),
         (["callbacks.ema.decay=.9"], "with callbacks=default (callbacks=ema has it)"),
         (["data=synthetic", "data.root=x"], "(data=cifar10, cifar100, folders have it)"),
+        (["scheduler.T_max=3"], "scheduler.T_max: unknown key; +scheduler.T_max=... adds it wher"),
+        (["loss.weight=[1]"], "loss.weight: unknown key; +loss.weight=... adds it where its _targ"),
+        (
+            ["scheduler={_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.1}"],
+            "scheduler: unknown key in its dictionary, which adds none to the node; give "
+            "+scheduler.step_size=... +scheduler.gamma=...; see --help",
+        ),
         (["+callbacks=ema"], "give it without +: callbacks=ema"),
         (["epochs"], "epochs: must be key=value"),
     ],
@@ -137,6 +144,10 @@ def test_the_way_to_repeat_a_run_of_hydra_leads_to_its_command(lab: Lab, tmp_pat
         command = shlex.split(err.partition(" own: ")[2])
         assert command[:3] == ["python", "-m", "cifar_lab"]
         assert command[3:] == merged(*TINY, "debug=fast", "seed=7")
+    status, _, err = lab("--config-path=run/.hydra", "--config-name=config", "seed=8")
+    assert status == 2
+    command = shlex.split(err.partition(" own: ")[2])
+    assert command[3:] == merged(*TINY, "debug=fast", "seed=8")
 
 
 def test_flags_of_hydra_pass() -> None:

@@ -117,6 +117,7 @@ def test_the_flags_are_those_of_hydra() -> None:
         ("--epochs 5", "(did you mean trainer.max_epochs?)"),
         ("--batch-size=64", "(did you mean data.batch_size=64?)"),
         ("--model=cnn", "(did you mean model=cnn?)"),
+        ("seed=1 --config x.yaml", "--config x.yaml: there is one root"),
         ("--confi x", "--confi: no such flag"),
         ("--multi-run", "(did you mean --multirun?)"),
         ("-e 5", "-e: no such flag;"),

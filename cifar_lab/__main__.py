@@ -81,8 +81,9 @@ def _without_repeated_folder(arguments: list[str]) -> list[str]:
     Which Hydra can't read where the folder's name holds a quote (lightning 2.6.6,
     ``_hydra_subprocess_cmd``).
     """
-    folders = [a for a in arguments if a.startswith("hydra.run.dir=")]
-    return [a for a in arguments if a not in folders[1:]]
+    folders = [i for i, a in enumerate(arguments) if a.startswith("hydra.run.dir=")]
+    # by place: the two are the same text where the first needs quotes as well
+    return [a for i, a in enumerate(arguments) if i not in folders[1:]]
 
 
 def _checked(arguments: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ COMPOSING_RAISES = (HydraException, OmegaConfBaseException, ValueError, Recursio
 
 _NO_OPTION = "Config group override must be a string"
 _NO_PLUGIN = "Invalid plugin"
+_NO_TEXT = ("null", "true", "false")  # to Hydra
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
@@ -98,7 +99,7 @@ def _chooses(override: str) -> bool:
     """Whether it is no choice of a group, or one that can be: text after ``=``."""
     key, _, value = override.partition("=")
     group = "." not in key and (not key or "/" in key or (conf_dir() / key).is_dir())
-    return not group or (bool(key) and value != "null" and not _is_number(value))
+    return not group or (bool(key) and value.lower() not in _NO_TEXT and not _is_number(value))
 
 
 def _refused(key: str, *said: str) -> InputError:
@@ -201,7 +202,7 @@ def check_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"{flag}: {_instead_of_another_root(where, settings)}")
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        known = flag in _FLAGS or (len(flag) > 3 and any(f.startswith(flag) for f in _FLAGS))
+        known = flag in _FLAGS or (len(flag) > 3 and sum(f.startswith(flag) for f in _FLAGS) == 1)
         if known or not argument.startswith("-"):
             continue
         word = meant_by(flag.lstrip("-").replace("-", "_"))
@@ -217,7 +218,10 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 # The schema, the checks and the sweeps are of conf/config.yaml.
-_OF_ANOTHER_ROOT = (*("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),)
+_OF_ANOTHER_ROOT = (
+    *("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"),
+    "--config",  # Lightning's
+)
 
 
 def _instead_of_another_root(where: str, settings: Sequence[str]) -> str:

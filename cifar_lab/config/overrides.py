@@ -38,6 +38,7 @@ RENAMED = {
 # Flags of Hydra's that are followed by a value, and those that may be.
 _WITH_VALUE = {
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    "--config",
     *("--config-dir", "-cd", "--experimental-rerun"),
 }
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

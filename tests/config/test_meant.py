@@ -79,6 +79,8 @@ def test_what_was_typed_is_never_the_suggestion() -> None:
             "+scheduler.step_size=... +scheduler.gamma=...; see --help",
         ),
         (["+callbacks=ema"], "give it without +: callbacks=ema"),
+        (["debug=true"], "debug=true: must be the name of an option"),
+        (["model=False"], "model=False: must be the name of an option"),
         (["epochs"], "epochs: must be key=value"),
     ],
 )
@@ -115,6 +117,8 @@ def test_the_flags_are_those_of_hydra() -> None:
         ("--epochs 5", "(did you mean trainer.max_epochs?)"),
         ("--batch-size=64", "(did you mean data.batch_size=64?)"),
         ("--model=cnn", "(did you mean model=cnn?)"),
+        ("seed=1 --config x.yaml", "--config x.yaml: there is one root"),
+        ("--confi x", "--confi: no such flag"),
         ("--multi-run", "(did you mean --multirun?)"),
         ("-e 5", "-e: no such flag;"),
     ],
@@ -126,7 +130,13 @@ def test_an_unknown_flag_is_one_line(lab: Lab, flag: str, said: str) -> None:
 
 
 def test_another_root_is_refused_with_what_does_it_here(tmp_path: Path) -> None:
-    for flags in (["--config-name", "x"], ["-cn=x"], ["--config-path", str(tmp_path)], ["-cp"]):
+    for flags in (
+        ["--config-name", "x"],
+        ["-cn=x"],
+        ["--config-path", str(tmp_path)],
+        ["-cp"],
+        ["--config", "x.yaml"],
+    ):
         with pytest.raises(InputError, match="experiment=NAME"):
             messages.check_flags(flags)
 

@@ -143,10 +143,13 @@ def _what_else(path: Path, archive: Archive) -> str | None:
             return f"is a text file, not packed by gzip; it begins with {begins!r}"
         return f"is not packed by gzip, so it is not {archive.name}"
     try:
-        # no more than the first entry's header is unpacked: its content may be of any size
-        unpacked = zlib.decompressobj(wbits=31).decompress(head, tarfile.BLOCKSIZE)
-        first = tarfile.TarInfo.frombuf(unpacked, "utf-8", "surrogateescape")
+        # no more than the first entry's headers are unpacked: its content may be of any size
+        unpacked = zlib.decompressobj(wbits=31).decompress(head, tarfile.RECORDSIZE)
+        with tarfile.TarFile(fileobj=io.BytesIO(unpacked)) as tar:
+            first = tar.next()  # past the PAX headers that Python's tarfile begins with
     except (tarfile.TarError, zlib.error):
+        return None
+    if first is None:
         return None
     folder = first.name.removeprefix("./").partition("/")[0]
     if folder == archive.folder or not first.name.isprintable():

@@ -197,10 +197,12 @@ def test_more_files_than_are_read_are_refused(
 # --- archives -------------------------------------------------------------------------------------
 
 
-def _tar(folder: str) -> bytes:
+def _tar(folder: str, packed_at: float = 0) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        tar.addfile(tarfile.TarInfo(f"{folder}/"))
+        entry = tarfile.TarInfo(f"{folder}/")
+        entry.mtime = packed_at  # with fractions, as of files, in a PAX header
+        tar.addfile(entry)
     return buffer.getvalue()
 
 
@@ -218,6 +220,7 @@ def _tar(folder: str) -> bytes:
         (lambda: b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         (lambda: bytes(range(200)), "is not packed by gzip"),
         (lambda: _tar("cifar-100-python"), "is CIFAR-100's archive; use data=cifar100"),
+        (lambda: _tar("cifar-100-python", 0.5), "is CIFAR-100's archive; use data=cifar100"),
         (lambda: _tar("cifar-10-batches-bin"), "is CIFAR-10 for C programs"),
         (lambda: _tar("photos"), "holds photos/, and"),
         (lambda: _tar("cifar-10-batches-py"), "it is truncated or another file"),

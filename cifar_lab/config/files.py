@@ -84,7 +84,7 @@ class Files(FileConfigSource):
         return ConfigResult(config=config, path=scheme, provider=self.provider, header=header)
 
     def is_config(self, config_path: str) -> bool:
-        """As Hydra's, but for a name that it passes over without a word."""
+        """As Hydra's, but raises InputError for a name that it passes over without a word."""
         found = super().is_config(config_path)
         other = Path(self.path, config_path).with_suffix(".yml")
         if not found and not Path(config_path).suffix and config_path and other.is_file():

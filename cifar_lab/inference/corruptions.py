@@ -27,7 +27,6 @@ from cifar_lab.errors import InputError
 # NDArray[np.float32] in [0, 1], (N, C, H, W); numpy's stubs lose that at the first mean
 Floats = Any
 STRENGTHS = (1, 2, 3, 4, 5)
-DRAWN = ("frost",)  # not as in the paper
 _IMAGES_AT_A_TIME = 1000  # part of what is drawn: other pieces are other noise
 _FEWEST_PIXELS = 16
 

@@ -115,7 +115,11 @@ def with_held_out(run: Run, data: DataModule) -> Given:
 
 
 def feed_of(run: Run, dataset: Dataset, *, hold_out: bool = False) -> Given:
-    """A dataset as the run's network is to see it: its labels, its normalization, its batches."""
+    """A dataset as the run's network is to see it: its labels, its normalization, its batches.
+
+    Raises:
+        InputError: a class or a label that the run doesn't know.
+    """
     unknown = [name for name in dataset.classes if name not in run.classes]
     if unknown:
         raise InputError(

@@ -161,6 +161,9 @@ def reproduce(planned: Plan) -> Reproduction:
     It is reproduced where all agree to the bit. On another device, with other packages or other
     code, and on a GPU, it is too where the test accuracy is as near as two seeds are to each other
     (a 95% interval from the finished runs beside it that differ by the seed alone, 3 or more).
+
+    Raises:
+        InputError: the new folder can't be written, or holds another run.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import env_override

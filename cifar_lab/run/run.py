@@ -118,14 +118,14 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     """
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
-    parts = _build(asked) if world.joined else None
+    parts = _parts_of(asked) if world.joined else None
     of_the_first = partial(_of_the_first, parts)
     earlier = _find(asked, world, of_the_first)
     if earlier.finished:
         assert earlier.record is not None
         _repeat(asked, earlier.record)
         return 0
-    parts = parts or _build(asked)
+    parts = parts or _parts_of(asked)
     check_images(asked, parts, earlier.record)
     before_training()
     training = partial(_train, asked, parts, earlier, of_the_first)
@@ -138,7 +138,7 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
 # --- before anything is on disk ------------------------------------------------------------------
 
 
-def _build(asked: Request) -> Parts:
+def _parts_of(asked: Request) -> Parts:
     return build(
         asked.cfg, asked.config, asked.run_dir, begun_with=resume.begun_with(asked.run_dir)
     )

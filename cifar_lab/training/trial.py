@@ -226,7 +226,7 @@ def try_smoothing(loss: Loss, without: Loss, *, classes: int, mixes: bool, name:
     labels = torch.arange(classes + 1) % classes
     if mixes:
         labels = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
-    values = [_called(each, logits, labels) for each in (loss, without)]
+    values = [_value_of(each, logits, labels) for each in (loss, without)]
     if torch.equal(*values):
         raise InputError(
             f"{name}: the loss is the same without it; use loss=cross_entropy, which knows it, or "
@@ -237,8 +237,8 @@ def try_smoothing(loss: Loss, without: Loss, *, classes: int, mixes: bool, name:
 def _try_labels(loss: Loss, rows: Tensor, labels: Tensor, name: str, kind: str) -> None:
     logits = rows.clone().requires_grad_()
     try:
-        value = _called(loss, logits, labels)
-        twice = _called(loss, logits.repeat(2, 1), torch.cat([labels, labels]))
+        value = _value_of(loss, logits, labels)
+        twice = _value_of(loss, logits.repeat(2, 1), torch.cat([labels, labels]))
     except STOPS as error:
         raise InputError(f"{name}: does not take logits and {kind} ({reason(error)})") from error
     mean = "; set loss.reduction=mean" if hasattr(loss, "reduction") else ""
@@ -266,13 +266,13 @@ def _falls_without_end(loss: Loss, labels: Tensor, classes: int) -> bool:
     # where the right logit is large a loss on logits is near its lower bound; -log p has none
     right = nn.functional.one_hot(labels, classes).float()
     try:
-        large, larger = (float(_called(loss, scale * right, labels)) for scale in (1e3, 1e6))
+        large, larger = (float(_value_of(loss, scale * right, labels)) for scale in (1e3, 1e6))
     except Exception:
         return False  # it is particular about its inputs, and took those of the network
     return larger < large - 1e3
 
 
-def _called(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+def _value_of(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     with untouched(loss):
         return loss(logits, labels)
 

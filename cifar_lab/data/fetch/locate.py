@@ -221,7 +221,7 @@ def _open_source(source: Source, entry: Entry) -> Opened:
             return _opened(cached, "ok", entry, source)
         if cached:
             trouble = f"{source.path} has changed since it was cached"
-        return _build(source, fingerprint, entry, trouble)
+        return _fill(source, fingerprint, entry, trouble)
 
 
 def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
@@ -237,7 +237,7 @@ def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
             return _opened(cached, "ok", entry)
         for source in _local_sources(entry, cache, archive):
             try:
-                return _build(source, source.fingerprint(), entry, trouble)
+                return _fill(source, source.fingerprint(), entry, trouble)
             except CacheError:
                 raise
             except InputError as error:
@@ -256,7 +256,7 @@ def _open_anywhere(cache: Path, fetching: Fetching, archive: Archive) -> Opened:
             stall_s=fetching.stall_s,
         )
         source = Source("archive", path, archive)
-        return _build(source, source.fingerprint(), entry, trouble)
+        return _fill(source, source.fingerprint(), entry, trouble)
 
 
 def _local_sources(entry: Entry, cache: Path, archive: Archive) -> Iterator[Source]:
@@ -269,7 +269,7 @@ def _local_sources(entry: Entry, cache: Path, archive: Archive) -> Iterator[Sour
         yield from official_sources(place, archive)
 
 
-def _build(source: Source, fingerprint: str, entry: Entry, trouble: str) -> Opened:
+def _fill(source: Source, fingerprint: str, entry: Entry, trouble: str) -> Opened:
     if trouble:
         log.warning("%s: %s; rebuilding it from %s", entry.folder, trouble, source.path)
     begin = time.monotonic()

@@ -343,3 +343,13 @@ def test_a_signal_to_the_whole_group_stops_a_run_with_workers_in_order(tmp_path:
     assert err.strip().splitlines()[-1].startswith("cifar_lab: to continue: ")
     with pytest.raises(ProcessLookupError):  # nothing of the group is left
         os.killpg(process.pid, 0)
+
+
+def test_a_batch_of_more_than_all_images_is_said(lab: Lab, tmp_path: Path) -> None:
+    more = ("data.batch_size=99999", "debug=fast", f"hydra.run.dir={tmp_path}/run")
+    status, _, err = lab(*TINY, *more)
+    assert status == 0
+    assert err == (
+        "cifar_lab: data.batch_size=99999: is more than the 400 training images; an epoch is one "
+        "step\n"
+    )

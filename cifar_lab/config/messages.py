@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -215,6 +216,28 @@ def check_flags(arguments: Sequence[str]) -> None:
             f"{argument}: no such flag{said}; settings are key=value without dashes, and --help "
             "lists them"
         )
+    if any(a.startswith("-") and a not in _HARMLESS for a in arguments):
+        _check_values(arguments)
+
+
+_HARMLESS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "--version")
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """Refuses what Hydra's flags do not take, which argparse answers with a page of usage."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; --hydra-help lists Hydra's flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]  # argparse has no setting for it
+    given = parser.parse_args([a for a in arguments if a != "--version"])
+    if given.resolve and not (given.cfg or given.help):
+        refuse("--resolve: is of --cfg; add --cfg job")
+    keys = {override.partition("=")[0] for override in given.overrides}
+    if given.shell_completion and not keys & {"install", "uninstall", "query"}:
+        refuse("--shell-completion: needs install=bash, uninstall=bash, or another shell's name")
 
 
 # The schema, the checks and the sweeps are of conf/config.yaml.

@@ -160,10 +160,23 @@ def test_the_way_to_repeat_a_run_of_hydra_leads_to_its_command(lab: Lab, tmp_pat
     assert command[3:] == merged(*TINY, "debug=fast", "seed=8")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--cfg"], ["--cfg", "nonsense"], ["-c", "seed=1"], ["--info", "nonsense"]),
+        *(["--resolve"], ["--resolve", "-m"], ["-sc"], ["-sc", "instal=bash"], ["--package"]),
+    ],
+    ids=str,
+)
+def test_what_a_flag_does_not_take_is_one_line(lab: Lab, flags: list[str]) -> None:
+    status, out, err = lab(*flags)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("cifar_lab: ")
+
+
 def test_flags_of_hydra_pass() -> None:
-    messages.check_flags(
-        flags_first(["seed=1", "-m", "--cfg", "job", "--multi", "-sc", "-cd", "x"])
-    )
+    messages.check_flags(flags_first(["seed=1", "-m", "--cfg", "job", "--multi", "-cd", "x"]))
+    messages.check_flags(["-sc", "query=bash"])
 
 
 # --- options and nodes ----------------------------------------------------------------------------

@@ -248,6 +248,11 @@ def test_the_others_work_without_a_plus(lab: Lab, tmp_path: Path, arguments: Seq
     assert record_of(tmp_path / "run")["status"] == "finished"
 
 
+def test_every_argument_that_a_file_leaves_at_its_default_is_tried() -> None:
+    tried = [*REFUSED, *(argument for arguments in WORK for argument in arguments), "plugins="]
+    assert {argument.partition("=")[0] for argument in tried} >= set(TRAINER_DEFAULTS)
+
+
 def test_a_plus_before_one_still_works() -> None:
     assert run_config(compose(["+trainer.val_check_interval=0.5"])) == run_config(
         compose(["trainer.val_check_interval=0.5"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
@@ -78,6 +79,7 @@ RAND: Mapping[str, Operation] = _space(
 TRIVIAL_WIDE: Mapping[str, Operation] = _space(
     shear=0.99, translate=lambda size: 32.0, rotate=135.0, blend=0.99, bits=6.0
 )
+_SPACES = {"rand": RAND, "wide": TRIVIAL_WIDE}
 
 
 @final
@@ -92,7 +94,7 @@ class TrivialAugment(Transform):
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 1, 8) float32: see `parameters`."""
         bins = torch.randint(0, BINS, (count, 1), generator=generator)
-        return _drawn(TRIVIAL_WIDE, bins, generator, size)
+        return _drawn("wide", bins, generator, size)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the drawn operation to each image."""
@@ -118,29 +120,33 @@ class RandAugment(Transform):
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, operations, 8) float32: see `parameters`."""
         bins = torch.full((count, self.operations), self.magnitude)
-        return _drawn(RAND, bins, generator, size)
+        return _drawn("rand", bins, generator, size)
 
     def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the drawn operations to each image, one after the other."""
         return _applied(images, draws), labels
 
 
-def _drawn(space: Mapping[str, Operation], bins: Tensor, generator: Generator, size: int) -> Tensor:
+def _drawn(space: str, bins: Tensor, generator: Generator, size: int) -> Tensor:
     """Of each of the bins (count, operations) an operation, its sign, and what they come to."""
-    chosen = torch.randint(0, len(space), bins.shape, generator=generator)
-    negative = torch.randint(0, 2, bins.shape, generator=generator).bool()
-    # all there are, and then a row of it for each image: there are few, and the images many
-    names = list(space)
-    table = torch.tensor(
+    table = _table(space, size)
+    chosen = torch.randint(0, len(table), bins.shape, generator=generator)
+    negative = torch.randint(0, 2, bins.shape, generator=generator)
+    return table[chosen, bins, negative]
+
+
+@cache
+def _table(space: str, size: int) -> Tensor:
+    """(operations, `BINS`, 2, 8): all parameters that there are, made once for all batches."""
+    return torch.tensor(
         [
-            [[parameters(space[n], b, negative=s, size=size) for s in (False, True)] for b in _ALL]
-            for n in names
+            [
+                [parameters(operation, number, negative=sign, size=size) for sign in (False, True)]
+                for number in range(BINS)
+            ]
+            for operation in _SPACES[space].values()
         ]
     )
-    return table[chosen, bins, negative.long()]
-
-
-_ALL = range(BINS)
 
 
 def parameters(operation: Operation, number: int, *, negative: bool, size: int) -> list[float]:

@@ -84,7 +84,9 @@ def build(
     from cifar_lab.training.classifier import Classifier
     from cifar_lab.training.fit import Parts
     from cifar_lab.training.initial_weights import freeze
+    from cifar_lab.training.layout import ChecksLayout, layout_of
     from cifar_lab.training.library_logging import route_library_logging
+    from cifar_lab.training.schedules import try_schedule
     from cifar_lab.training.steps.compile import prepare
     from cifar_lab.training.steps.cuda_graph import check_calls
 
@@ -140,8 +142,14 @@ def build(
             f"{trainer.world_size} processes would train a proxy of its own; use trainer.devices=1"
         )
     compatibility.check_parts(trainer, data)
-    _try_schedule(schedule, classifier, optimizer, trainer, data)
-    _check_layout(callbacks, trainer, data)
+    layout = layout_of(trainer, data.train_dataloader())
+    with _named("scheduler"):
+        trial = optimizer(classifier)
+        try_schedule(schedule, trial, steps=layout.steps, epochs=layout.epochs)
+    for path, callback in callbacks.items():
+        if isinstance(callback, ChecksLayout):
+            with _named(path):
+                callback.check_layout(trainer, layout)
     if cfg.cuda_graph:
         if data.augment.sizes:
             raise InputError(
@@ -554,32 +562,6 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
         cuda_graph.check(trial, device=kind, precision=precision)
 
 
-def _try_schedule(
-    schedule: Callable[[int, int], float] | TorchSchedule,
-    classifier: nn.Module,
-    optimizer: OptimizerFactory,
-    trainer: Trainer,
-    data: DataModule,
-) -> None:
-    from cifar_lab.training.layout import layout_of
-    from cifar_lab.training.schedules import try_schedule
-
-    layout = layout_of(trainer, data.train_dataloader())
-    with _named("scheduler"):
-        try_schedule(schedule, optimizer(classifier), steps=layout.steps, epochs=layout.epochs)
-
-
-def _check_layout(callbacks: dict[str, Any], trainer: Trainer, data: DataModule) -> None:
-    """Raises InputError for a callback that has no part in the fit as it is laid out."""
-    from cifar_lab.training.layout import ChecksLayout, layout_of
-
-    layout = layout_of(trainer, data.train_dataloader())
-    for path, callback in callbacks.items():
-        if isinstance(callback, ChecksLayout):
-            with _named(path):
-                callback.check_layout(trainer, layout)
-
-
 def _factory(group: str, cfg: DictConfig) -> partial[Any]:
     """What is called with what only a run has, whether its node says ``_partial_`` or not."""
     target = locate(group, cfg[group]["_target_"])
@@ -602,7 +584,8 @@ def _build(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> Any:
     if node.get("_partial_", False):
         # Hydra's own partial checks its target at each call: .7 ms, and a schedule has one a step
         return partial(factory.func, *factory.args, **{**factory.keywords, **runtime})
-    return _called(path, factory, **runtime)
+    with _named(path):
+        return factory(**runtime)
 
 
 def _with_tensors(factory: partial[Any]) -> partial[Any]:
@@ -610,24 +593,22 @@ def _with_tensors(factory: partial[Any]) -> partial[Any]:
     import inspect
     from typing import get_type_hints
 
+    target = factory.func
+    lists = {name: value for name, value in factory.keywords.items() if isinstance(value, list)}
+    if not lists:
+        return factory
     import torch
 
-    target = factory.func
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # names that exist for type checkers only
         return factory
     tensors = {
         name: torch.tensor(value, dtype=torch.float32)
-        for name, value in factory.keywords.items()
-        if isinstance(value, list) and takes_tensor(hints.get(name))
+        for name, value in lists.items()
+        if takes_tensor(hints.get(name))
     }
     return partial(target, *factory.args, **{**factory.keywords, **tensors})
-
-
-def _called(path: str, factory: Any, **runtime: Any) -> Any:
-    with _named(path):
-        return factory(**runtime)
 
 
 @contextmanager

@@ -8,13 +8,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
-from cifar_lab.errors import InputError
-from cifar_lab.training.callbacks.averages import Averages
-from cifar_lab.training.callbacks.swa import estimate_of
+from cifar_lab.training.callbacks.swa import WithoutStatistics
 from cifar_lab.training.lightning_internals import average_model
 
 
-class ScheduleFree(Averages):
+class ScheduleFree(WithoutStatistics):
     """The averages are the optimizer's ``x``, made of the weights ``y`` and its ``z`` when wanted.
 
     Source: Defazio et al., arXiv:2405.15682. The optimizer stays in its training mode, whose
@@ -22,16 +20,11 @@ class ScheduleFree(Averages):
     on otherwise. BatchNorm's statistics are estimated anew, as `Swa` does.
 
     Args:
-        bn_images: as `Swa`.
+        bn_images: as `WithoutStatistics`.
     """
 
-    averages_buffers = False
-
     def __init__(self, *, bn_images: int | None) -> None:
-        if bn_images is not None and bn_images < 1:
-            raise InputError(f"bn_images={bn_images}: must be at least 1, or null")
-        super().__init__(get_swa_multi_avg_fn())
-        self._bn_images = bn_images
+        super().__init__(get_swa_multi_avg_fn(), bn_images=bn_images)
         self._made_step = self._estimated_step = -1  # optimizer steps made by then
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -43,24 +36,11 @@ class ScheduleFree(Averages):
         optimizer: Any = trainer.optimizers[0]
         optimizer.train()
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module gets the averages, with statistics of theirs."""
-        self._look(trainer, pl_module)
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the epoch's checkpoint holds is what would be tested."""
-        self._look(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module keeps the averages."""
-        self._look(trainer, pl_module)
-        super().on_train_end(trainer, pl_module)
-
-    def _look(self, trainer: Trainer, module: LightningModule) -> None:
-        self._follow(module)
+    def refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Averages and statistics are of the step that was made last."""
+        self._follow(pl_module)
         if self._estimated_step != trainer.global_step:
-            estimate_of(trainer, average_model(self).module, self._bn_images)
+            self.estimate(trainer)
             self._estimated_step = trainer.global_step
 
     @torch.no_grad()

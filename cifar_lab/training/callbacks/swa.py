@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,53 @@ from cifar_lab.training.layout import ChecksLayout, Layout, layout_of
 from cifar_lab.training.lightning_internals import average_model, datamodule_of
 
 
-class Swa(Averages, ChecksLayout):
+class WithoutStatistics(Averages):
+    """Averages of weights alone: BatchNorm's running statistics are estimated anew for a look.
+
+    Looked at are they in a validation, where an epoch ends, and at the end of training.
+
+    Args:
+        average: as `Averages`.
+        bn_images: how many of the training images the statistics are estimated with; null: all. A
+            sample that is the same throughout the fit.
+    """
+
+    averages_buffers = False
+
+    def __init__(self, average: Callable[[Any, Any, Any], None], *, bn_images: int | None) -> None:
+        if bn_images is not None and bn_images < 1:
+            raise InputError(f"bn_images={bn_images}: must be at least 1, or null")
+        super().__init__(average)
+        self._bn_images = bn_images
+
+    @abstractmethod
+    def refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Brings averages and statistics up to date; does nothing where they are."""
+
+    def estimate(self, trainer: Trainer) -> None:
+        """`estimate_statistics` of the averages with the sample of training images."""
+        averages = average_model(self).module
+        assert isinstance(averages, Classifier)
+        batches = datamodule_of(trainer).sample_dataloader(self._bn_images)
+        with trainer.precision_plugin.forward_context():
+            estimate_statistics(averages.network, batches, frozen=averages.frozen)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module gets the averages, with statistics of theirs."""
+        self.refresh(trainer, pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the epoch's checkpoint holds is what would be tested."""
+        self.refresh(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The module keeps the averages."""
+        self.refresh(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
+
+
+class Swa(WithoutStatistics, ChecksLayout):
     """The plain mean of the weights after each epoch of the fit's last part.
 
     Source: Izmailov et al., arXiv:1803.05407. Between the averaged weights the learning rate should
@@ -33,23 +80,18 @@ class Swa(Averages, ChecksLayout):
         start_fraction: share of the fit before the first average, in [0, 1).
         every_steps: optimizer steps from one average to the next; null: an epoch's. The fit's last
             weights are always among them.
-        bn_images: how many of the training images BatchNorm's statistics are estimated with; null:
-            all. A sample that is the same throughout the fit.
+        bn_images: as `WithoutStatistics`.
     """
-
-    averages_buffers = False
 
     def __init__(
         self, *, start_fraction: float, every_steps: int | None, bn_images: int | None
     ) -> None:
         if not 0 <= start_fraction < 1:
             raise InputError(f"start_fraction={start_fraction}: must lie in [0, 1)")
-        for name, value in (("every_steps", every_steps), ("bn_images", bn_images)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value}: must be at least 1, or null")
-        super().__init__(get_swa_multi_avg_fn())
+        if every_steps is not None and every_steps < 1:
+            raise InputError(f"every_steps={every_steps}: must be at least 1, or null")
+        super().__init__(get_swa_multi_avg_fn(), bn_images=bn_images)
         self._start_fraction, self._every_steps = start_fraction, every_steps
-        self._bn_images = bn_images
         self._estimated = 0  # averaged weights when BatchNorm's statistics were estimated last
         self._is_due: Callable[[int], bool] = lambda step: False
 
@@ -79,25 +121,11 @@ class Swa(Averages, ChecksLayout):
         """After the steps that are laid out; ``step_idx`` counts from 0."""
         return step_idx is not None and self._is_due(step_idx + 1)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module gets the averages, with statistics of theirs."""
-        self._estimate(trainer)
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the epoch's checkpoint holds is what would be tested."""
-        self._estimate(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module keeps the averages."""
-        self._estimate(trainer)
-        super().on_train_end(trainer, pl_module)
-
-    def _estimate(self, trainer: Trainer) -> None:
-        if self._estimated == self._count:
-            return
-        estimate_of(trainer, average_model(self).module, self._bn_images)
-        self._estimated = self._count
+    def refresh(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The statistics are of the weights that were averaged last."""
+        if self._estimated != self._count:
+            self.estimate(trainer)
+            self._estimated = self._count
 
     def state_dict(self) -> dict[str, Any]:
         """Also which averages the statistics are of."""
@@ -107,14 +135,6 @@ class Swa(Averages, ChecksLayout):
         """Takes up what `state_dict` gave."""
         super().load_state_dict(state_dict)
         self._estimated = state_dict["estimated"]
-
-
-def estimate_of(trainer: Trainer, averages: nn.Module, images: int | None) -> None:
-    """`estimate_statistics` of averages with so many of the training images; None: all."""
-    assert isinstance(averages, Classifier)
-    batches = datamodule_of(trainer).sample_dataloader(images)
-    with trainer.precision_plugin.forward_context():
-        estimate_statistics(averages.network, batches, frozen=averages.frozen)
 
 
 @torch.no_grad()

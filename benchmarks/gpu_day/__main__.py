@@ -5,6 +5,7 @@
     python -m benchmarks.gpu_day --plan --data IMAGES      what would run, and for how long
     python -m benchmarks.gpu_day --pack FOLDER --data IMAGES.zip   for a machine without a network
 
+--budget is the seconds for all of it (600), --blocks some of laws,speed,recipes,seeds,slots (all).
 --out holds gpu_day.json (written after every task) and gpu_day.md, the table. A call with the same
 --out goes on: what is done isn't repeated, what was cut off is. Blocks have budgets of their own
 and come in the order that tells most if the time ends early.
@@ -22,50 +23,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import random_images
-from benchmarks.arguments import _Parser
 from benchmarks.gpu_day import pack, table
 from benchmarks.gpu_day.blocks import Settings, blocks, shown
-from benchmarks.gpu_day.day import FILE_NAME, Day, cores, driver
+from benchmarks.gpu_day.day import FILE_NAME, Day, driver
 from benchmarks.machine import describe
 from cifar_lab import signals
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import Parser, run_command
+from cifar_lab.errors import InputError
+from cifar_lab.records.environment import cores
 from cifar_lab.records.files import write_atomically
 
+_USAGE = "python -m benchmarks.gpu_day --data IMAGES [--out FOLDER] | --tiny"
 _TINY_S = 170
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the day; 0 even where tasks failed, which the table says; 2 for wrong input."""
-    signals.install()
-    try:
-        given = _read(sys.argv[1:] if arguments is None else arguments)
-        if given.pack:
-            pack.gather(given.pack, given.data)
-            return 0
-        with tempfile.TemporaryDirectory(prefix="cifar_lab_gpu_day_") as temporary:
-            return _day(given, Path(temporary))
-    except InputError as error:
-        print(f"gpu_day: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        return stop.exit_status
+    return run_command(arguments, _run, text=__doc__, prefix="gpu_day: ")
+
+
+def _run(words: list[str]) -> int:
+    given = _read(words)
+    if given.pack:
+        pack.gather(given.pack, given.data)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="cifar_lab_gpu_day_") as temporary:
+        return _day(given, Path(temporary))
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m benchmarks.gpu_day",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--data", type=Path, help="images: what data.root takes")
+    parser = Parser(_USAGE)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu_day"))
-    parser.add_argument("--budget", type=float, default=600.0, help="seconds for all of it (600)")
-    parser.add_argument("--blocks", help="of laws,speed,recipes,seeds,slots (default: all)")
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--budget", type=float, default=600.0)
+    parser.add_argument("--blocks")
+    parser.add_argument("--also", action="append", default=[])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER")
+    parser.add_argument("--pack", type=Path)
     given = parser.parse_args(arguments)
     if not given.tiny:
         if given.data is None:
@@ -119,7 +114,8 @@ def _day(given: argparse.Namespace, temporary: Path) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     random_images.make(settings.random, 2_000 if given.tiny else 20_000)
     dataset = pack.opened(settings.data, settings.cache)
-    pack.write_public(dataset, settings.public)
+    if given.also:
+        pack.write_public(dataset, settings.public)
     day = Day(
         given.out,
         {**described, "driver": driver(), "data": dataset.digest},

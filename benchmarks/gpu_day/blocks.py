@@ -8,8 +8,8 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def blocks(settings: Settings) -> list[Block]:
         Block(name="seeds", title="Recipes, side by side", budget_s=120, tasks=_seeds(settings)),
         Block(name="slots", title="Jobs at a time", budget_s=60, tasks=_slots(settings)),
     ]
-    return [
-        Block(name=b.name, title=b.title, budget_s=b.budget_s * scale, tasks=b.tasks) for b in made
-    ]
+    return [replace(block, budget_s=block.budget_s * scale) for block in made]
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -153,24 +151,25 @@ _TINY = (
 )
 
 
+def _experiment(settings: Settings, name: str) -> list[str]:
+    """What every run of an experiment is told."""
+    return [
+        *(f"experiment={name}", f"data.root={settings.data}", f"data.cache={settings.cache}"),
+        f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
+        *("monitors=none", "logger=csv"),
+    ]
+
+
 def _sweep(
-    settings: Settings, name: str, seeds: int, slots: int, *more: str, limit_s: float = 600.0
-) -> Task:
-    """An experiment with seeds from 0 on, so many at a time."""
-
-    def command(folder: Path) -> list[str]:
-        return [
-            *(*_LAB, "-m", f"experiment={name}"),
-            f"seed={','.join(str(seed) for seed in range(1 if settings.tiny else seeds))}",
-            *(f"data.root={settings.data}", f"data.cache={settings.cache}"),
-            f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
-            *(f"sweep.slots={1 if settings.tiny else slots}", "sweep.report=false"),
-            *("monitors=none", "logger=csv", f"hydra.sweep.dir={folder / 'sweep'}", *more),
-            *(_TINY if settings.tiny else ()),
-        ]
-
-    label = " ".join([name, *more])
-    return Task(name=label, command=command, read=_read_runs, env=_ENV, limit_s=limit_s)
+    settings: Settings, name: str, seeds: int, slots: int, *more: str
+) -> Callable[[Path], list[str]]:
+    """The command, given a folder, of an experiment with seeds from 0 on, so many at a time."""
+    return lambda folder: [
+        *(*_LAB, "-m", *_experiment(settings, name)),
+        f"seed={','.join(str(seed) for seed in range(seeds))}",
+        *(f"sweep.slots={slots}", "sweep.report=false", f"hydra.sweep.dir={folder / 'sweep'}"),
+        *more,
+    ]
 
 
 def _read_runs(ended: Ended, folder: Path) -> list[Row]:
@@ -200,11 +199,8 @@ def row_of(record: RunRecord) -> Row:
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "recorded": ("steps_per_call=25", "cuda_graph=true", "callbacks.checkpoints.min_seconds=60"),
-    "compiled, recorded": (
-        *("steps_per_call=25", "cuda_graph=true", "callbacks.checkpoints.min_seconds=60"),
-        "compile=default",
-    ),
 }
+_VARIANTS["compiled, recorded"] = (*_VARIANTS["recorded"], "compile=default")
 
 
 def _recipes(settings: Settings) -> list[Task]:
@@ -213,9 +209,7 @@ def _recipes(settings: Settings) -> list[Task]:
     def alone(name: str, variant: str, seeds: int, limit_s: float) -> Task:
         def command(_: Path) -> list[str]:
             on_gpu = settings.device == "cuda"
-            words = [f"experiment={name}", f"data.root={settings.data}"]
-            words += [f"data.cache={settings.cache}", "monitors=none", "logger=csv"]
-            words += [f"trainer.accelerator={'gpu' if on_gpu else 'cpu'}"]
+            words = _experiment(settings, name)
             words += [*(_TINY if settings.tiny else ()), *(_VARIANTS[variant] if on_gpu else ())]
             count = 1 if settings.tiny else seeds
             return [sys.executable, "-m", "benchmarks.gpu_day.recipe", str(count), *words]
@@ -234,11 +228,12 @@ def _recipes(settings: Settings) -> list[Task]:
 
 
 def _seeds(settings: Settings) -> list[Task]:
-    return [
-        _sweep(settings, "report_cnn", 5, 5),
-        _sweep(settings, "report_resnet10", 3, 3),
-        _sweep(settings, "cnn_strong", 5, 5),
-    ]
+    def task(name: str, seeds: int) -> Task:
+        count, more = (1, _TINY) if settings.tiny else (seeds, ())
+        command = _sweep(settings, name, count, count, *more)
+        return Task(name=name, command=command, read=_read_runs, env=_ENV)
+
+    return [task("report_cnn", 5), task("report_resnet10", 3), task("cnn_strong", 5)]
 
 
 def _also(settings: Settings, name: str, command: str) -> Task:
@@ -272,17 +267,10 @@ def _read_public(ended: Ended, _: Path) -> list[Row]:
 
 def _slots(settings: Settings) -> list[Task]:
     def task(slots: int) -> Task:
-        def command(folder: Path) -> list[str]:
-            epochs, jobs = (1, 2) if settings.tiny else (3, 8)
-            return [
-                *(*_LAB, "-m", "experiment=report_cnn", f"trainer.max_epochs={epochs}"),
-                f"seed={','.join(str(seed) for seed in range(jobs))}",
-                *(f"data.root={settings.data}", f"data.cache={settings.cache}"),
-                f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
-                *(f"sweep.slots={slots}", "sweep.report=false", "monitors=none", "logger=csv"),
-                f"hydra.sweep.dir={folder / 'sweep'}",
-                *(["trainer.limit_train_batches=2"] if settings.tiny else []),
-            ]
+        epochs, jobs = (1, 2) if settings.tiny else (3, 8)
+        more = ["trainer.limit_train_batches=2"] if settings.tiny else []
+        more.append(f"trainer.max_epochs={epochs}")
+        command = _sweep(settings, "report_cnn", jobs, slots, *more)
 
         def read(ended: Ended, folder: Path) -> list[Row]:
             runs = _read_runs(ended, folder)

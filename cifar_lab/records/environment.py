@@ -32,6 +32,13 @@ _DIFF_CHARACTERS = 12
 _MOST_DIFF_BYTES = 16 * 2**20
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def process_started(pid: int) -> int | None:
     """When process ``pid`` started, in clock ticks since boot; None where /proc doesn't say."""
     try:

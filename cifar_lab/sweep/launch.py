@@ -15,7 +15,7 @@ from cifar_lab.config.files import with_place
 from cifar_lab.config.overrides import assignment
 from cifar_lab.errors import InputError, Interrupted
 from cifar_lab.records import credentials
-from cifar_lab.records.environment import git_state, package_versions
+from cifar_lab.records.environment import cores, git_state, package_versions
 from cifar_lab.records.record import SETTLED, Data, Git, Start, command_line, made_otherwise, now
 from cifar_lab.sweep import process
 from cifar_lab.sweep.compose import Composer
@@ -317,7 +317,7 @@ def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list
         InputError: a job asks for more GPUs than there are.
     """
     if findings.kind != "cuda":
-        default = min(_cores(), _MOST_CPU_SLOTS) if findings.kind == "cpu" else 1
+        default = min(cores(), _MOST_CPU_SLOTS) if findings.kind == "cpu" else 1
         count = max(1, min(per_device or default, most))
         return [Slot(findings.kind, {}) for _ in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -340,13 +340,7 @@ def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list
 
 
 def _threads(slots: Sequence[Slot]) -> int:
-    return max(1, _cores() // len(slots))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return max(1, cores() // len(slots))
 
 
 def _print_plan(

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"cifar_lab: to continue: {command_line(arguments)}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # `--help | head`: the reader has what it wanted
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+        streams.discard_output()
         return 0
 
 

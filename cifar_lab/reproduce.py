@@ -16,11 +16,11 @@ different, else within the spread that the recorded seeds show. Status 0: reprod
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifar_lab import streams
 from cifar_lab.config.command import Parser, run_command
 from cifar_lab.errors import InputError
 
@@ -60,7 +60,7 @@ def _say(*lines: str) -> None:
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # the status is the answer
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+        streams.discard_output()
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

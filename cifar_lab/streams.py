@@ -24,6 +24,11 @@ def open_missing() -> None:
             setattr(sys, name, stream)
 
 
+def discard_output() -> None:
+    """Standard output is the null device from now on: its reader (``| head``) is gone."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+
+
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)

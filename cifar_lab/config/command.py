@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -60,7 +59,7 @@ def run_command(
             print(f"\n{prefix}{stopped}", file=sys.stderr)
         return stop.exit_status
     except BrokenPipeError:  # `| head`: the reader has what it wanted
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
+        streams.discard_output()
         return 0
 
 

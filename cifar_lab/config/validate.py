@@ -152,7 +152,7 @@ _LEAST = {
     "min_steps": 0,
 }
 # Threads that no machine has; torch makes as many as it is told until memory ends.
-_MOST_THREADS = 1024
+MOST_THREADS = 1024
 # Arguments of torch's schedules that are divided by or stand for a length.
 _ABOVE_0 = ("gamma", "step_size", "T_max", "T_0")
 
@@ -214,10 +214,8 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if tuned is not None and tuned < 1:
         raise InputError(f"tuned_batch_size={tuned}: must be at least 1, or null")
     threads = config["threads"]
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise InputError(
-            f"threads={threads}: must lie in 1..{_MOST_THREADS}, or null for all cores"
-        )
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads={threads}: must lie in 1..{MOST_THREADS}, or null for all cores")
     steps = config["steps_per_call"]
     if steps is None or steps < 1:
         raise InputError(f"steps_per_call={json.dumps(steps)}: must be at least 1, the default")

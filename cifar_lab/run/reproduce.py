@@ -20,6 +20,7 @@ from cifar_lab.config.messages import first_line
 from cifar_lab.config.overrides import assignment
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
+from cifar_lab.config.validate import MOST_THREADS
 from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
@@ -38,7 +39,6 @@ _CLOCK = ("images_per_s",)
 # Finished runs that differ by the seed alone, so that a spread can be told.
 _LEAST_SEEDS = 3
 _CONFIDENCE = 0.95
-_MOST_THREADS = 1024
 _NAMED = 3
 
 
@@ -314,8 +314,8 @@ def _set_threads(record: RunRecord) -> None:
 
     if record.threads is None:
         return
-    if not 1 <= record.threads <= _MOST_THREADS:
-        raise InputError(f"threads={record.threads}: must lie in 1..{_MOST_THREADS}")
+    if not 1 <= record.threads <= MOST_THREADS:
+        raise InputError(f"threads={record.threads}: must lie in 1..{MOST_THREADS}")
     torch.set_num_threads(record.threads)
 
 

@@ -62,7 +62,7 @@ def test_one_value_given_twice_is_one_value(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"], ["--multirun"]])
-def test_the_door_refuses_two_values(
+def test_the_command_refuses_two_values(
     flags: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*flags, *TINY, "optimizer.lr=0.1", "seed=0", "optimizer.lr=0.2"]) == 2

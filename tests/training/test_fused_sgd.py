@@ -54,13 +54,18 @@ def test_muon_s_own_moves_every_element_of_what_is_no_matrix(dtype: torch.dtype)
         iterations=5,
         dtype="float32",
     )
+
+    def beside_a_matrix(parameters: list[nn.Parameter]) -> Optimizer:
+        matrix = nn.Parameter(torch.zeros(2, 2, dtype=dtype))  # Muon asks for one
+        return make([*parameters, matrix])
+
     for size in (5, 16, 37, 144):
         plain = stepped(partial(SGD, lr=1.0, momentum=0.5), size, dtype)
-        assert torch.equal(stepped(make, size, dtype), plain), size
+        assert torch.equal(stepped(beside_a_matrix, size, dtype), plain), size
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_the_door_lets_through_what_works(
+def test_a_run_starts_where_it_works(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     if works and not fused_sgd.moves_all(torch.bfloat16):

@@ -473,7 +473,7 @@ def _trainer(
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
-        plugins=_plugins(cfg),
+        plugins=plugins_of(cfg),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=str(run_dir),
@@ -485,7 +485,7 @@ def _trainer(
     return trainer
 
 
-def _plugins(cfg: DictConfig) -> list[Any]:
+def plugins_of(cfg: DictConfig) -> list[Any]:
     """The configured plugins, and what tells Lightning who started this process.
 
     Left to itself Lightning looks at variables that lie about in shells (`distributed`).

@@ -113,7 +113,7 @@ def run_grid(
     known, on_cpu = folder.threads(), Findings([], "cpu", 1, 1)
     threads = known or _threads(make_slots(on_cpu, master.sweep.slots, most=len(batch)))
     points = [with_threads(point, threads) for point in composed]
-    images = {} if known is None else _settled(folder, points)
+    images = {} if known is None else settled_images(folder, points)
     asked = [i for i in range(len(points)) if i not in images]
     findings = check_points([points[i] for i in asked]) if asked else on_cpu
     images |= zip(asked, findings.images, strict=True)
@@ -253,7 +253,7 @@ def check_points(points: Sequence[Point]) -> Findings:
     return findings
 
 
-def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
+def settled_images(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
     """By index, the points that have ended, on the images that they would use now: their digest.
 
     Raises:
@@ -266,7 +266,7 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
         if data := [record.data for record in records if record.status in SETTLED]:
             ended[i] = data
     different = {data_key(points[i].config): points[i] for i in reversed(ended)}
-    opened = dict(zip(different, _open_data(list(different.values())), strict=True))
+    opened = dict(zip(different, open_data(list(different.values())), strict=True))
     settled = {}
     for i, data in ended.items():
         found = opened[data_key(points[i].config)]
@@ -281,7 +281,9 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
     return settled
 
 
-def _open_data(points: Sequence[Point]) -> list[Found]:
+def open_data(points: Sequence[Point]) -> list[Found]:
+    """Has a worker open the images of each point; InputError where it was killed twice."""
+
     def request(reply: Connection) -> Open:
         return Open([point.cfg for point in points], reply)
 

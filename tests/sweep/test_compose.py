@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.schema import TRAINER_DEFAULTS
@@ -31,18 +33,40 @@ class Counting:
 
 
 def everything(cfg: DictConfig) -> Any:
-    """What a composition holds: values and interpolations, types, flags."""
+    """What a composition holds: values and interpolations, types and what they take, flags."""
     nodes: list[Any] = []
 
-    def visit(node: Any, path: str) -> None:
-        flags = {name: node._get_flag(name) for name in ("struct", "readonly")}
-        nodes.append((path, type(node), node._metadata.ref_type, node._metadata.object_type, flags))
-        if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
-            for key in node:
-                visit(node._get_node(key), f"{path}.{key}")
+    def visit(node: DictConfig, path: str) -> None:
+        flags = OmegaConf.is_struct(node), OmegaConf.is_readonly(node)
+        nodes.append((path, OmegaConf.get_type(node), flags))
+        for key, child in dictionaries(node):
+            visit(child, f"{path}.{key}")
 
     visit(cfg, "")
-    return OmegaConf.to_container(cfg, resolve=False), nodes
+    taken = [taken_of(probe, copy.deepcopy(cfg)) for probe in PROBES]
+    return OmegaConf.to_container(cfg, resolve=False), nodes, taken
+
+
+def dictionaries(node: DictConfig) -> list[tuple[Any, DictConfig]]:
+    known = (k for k in node if not OmegaConf.is_missing(node, k))
+    own = [k for k in known if not OmegaConf.is_interpolation(node, str(k))]
+    return [(key, node[key]) for key in own if OmegaConf.is_dict(node[key])]
+
+
+PROBES: tuple[Any, ...] = ("a word", "7", 0.5, True, None, {"unknown": 1}, [1])
+
+
+def taken_of(probe: Any, node: DictConfig) -> list[tuple[str, str]]:
+    """What becomes of a probe below every key, by the type with which that was declared."""
+    made = [entry for _, child in dictionaries(node) for entry in taken_of(probe, child)]
+    for key in list(node):
+        try:
+            node[key] = probe
+        except OmegaConfBaseException as error:
+            made.append((str(key), type(error).__name__))
+        else:
+            made.append((str(key), repr(node[key])))
+    return made
 
 
 FIXED = ["data=synthetic", "model=resnet10", "hydra.sweep.dir=sweep", "seed=3"]

@@ -79,13 +79,22 @@ def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoar
                 board.experiment.add_image(name, pixels, step, dataformats="HWC")
     for board in boards:
         with decoration("the precision-recall curves"):
-            _add_pr_curves(board, logits, labels, names, step)
+            add_pr_curves(board, logits, labels, names, step)
         board.save()
 
 
-def _add_pr_curves(
+def add_pr_curves(
     board: TensorBoardLogger, logits: Tensor, labels: Tensor, names: Sequence[str], step: int
 ) -> None:
+    """Writes ``precision_recall/<class>`` for each class that has an image.
+
+    Args:
+        board: where to.
+        logits: (N, C).
+        labels: (N,) int64.
+        names: of the C classes.
+        step: of the curves.
+    """
     probabilities, truth = logits.softmax(1).numpy(), labels.numpy()
     for index, name in enumerate(names):
         if (truth == index).any():  # without an image of the class there is no recall

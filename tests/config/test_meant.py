@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,16 @@ def test_keys_are_known_with_an_experiment_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_the_flags_are_those_of_hydra() -> None:
-    # one line of its help for each: "  --cfg {job,hydra,all}, -c {job,hydra,all}"
-    lines = re.findall(r"^  (-.*?)(?:  |$)", get_args_parser().format_help(), re.MULTILINE)
-    flags = {flag for line in lines for flag in re.findall(r"(?:^|, )(-[\w-]+)", line)}
-    assert flags == set(messages.FLAGS)
+    flags: list[str] = []
+
+    class Collected(argparse.HelpFormatter):
+        def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+            flags.extend(flag for action in actions for flag in action.option_strings)
+
+    parser = get_args_parser()
+    parser.formatter_class = Collected
+    parser.format_help()
+    assert set(flags) == set(messages.FLAGS)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ def everything(cfg: DictConfig) -> Any:
             visit(child, f"{path}.{key}")
 
     visit(cfg, "")
-    taken = [taken_of(probe, copy.deepcopy(cfg)) for probe in PROBES]
-    return OmegaConf.to_container(cfg, resolve=False), nodes, taken
+    return OmegaConf.to_container(cfg, resolve=False), nodes, taken_in(copy.deepcopy(cfg))
 
 
 def dictionaries(node: DictConfig) -> list[tuple[Any, DictConfig]]:
@@ -53,20 +52,20 @@ def dictionaries(node: DictConfig) -> list[tuple[Any, DictConfig]]:
     return [(key, node[key]) for key in own if OmegaConf.is_dict(node[key])]
 
 
-PROBES: tuple[Any, ...] = ("a word", "7", 0.5, True, None, {"unknown": 1}, [1])
-
-
-def taken_of(probe: Any, node: DictConfig) -> list[tuple[str, str]]:
-    """What becomes of a probe below every key, by the type with which that was declared."""
-    made = [entry for _, child in dictionaries(node) for entry in taken_of(probe, child)]
-    for key in list(node):
-        try:
-            node[key] = probe
-        except OmegaConfBaseException as error:
-            made.append((str(key), type(error).__name__))
-        else:
-            made.append((str(key), repr(node[key])))
-    return made
+def taken_in(node: DictConfig) -> list[tuple[str, list[str]]]:
+    """Which values every key takes, by the type that it was declared with; they stay there."""
+    found = [entry for _, child in dictionaries(node) for entry in taken_in(child)]
+    for key in map(str, node):
+        made = []
+        for probe in ("a word", 0.5, None):
+            try:
+                node[key] = probe
+            except OmegaConfBaseException as error:
+                made.append(type(error).__name__)
+            else:
+                made.append(repr(node[key]))
+        found.append((key, made))
+    return found
 
 
 FIXED = ["data=synthetic", "model=resnet10", "hydra.sweep.dir=sweep", "seed=3"]

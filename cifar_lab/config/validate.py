@@ -228,8 +228,8 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
     given = {override.partition("=")[0].lstrip("+~") for override in typed_overrides(cfg.hydra)}
     missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
     if missing:
-        name = cfg.hydra.runtime.choices.get("sweep")
-        what = f"sweep={name}" if name else "hydra.sweeper.params"
+        name = cfg.hydra.runtime.choices.get("sweep") or "none"
+        what = f"sweep={name}" if name != "none" else "hydra.sweeper.params"
         raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
 
 

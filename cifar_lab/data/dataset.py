@@ -167,7 +167,11 @@ def number_images(*splits: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
 
 
 def row_keys(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A 64-bit key for each row: sums of its bytes, eight at a time, times odd random numbers."""
+    """A 64-bit key for each row: sums of its bytes, eight at a time, times odd random numbers.
+
+    Args:
+        rows: (N, bytes) uint8, contiguous; what is left beside a multiple of 8 isn't read.
+    """
     whole = rows.shape[1] // 8
     weights = np.random.PCG64(0).random_raw(whole) | np.uint64(1)
     keys: NDArray[np.uint64] = rows[:, : 8 * whole].view(np.uint64) @ weights

@@ -310,7 +310,12 @@ def _blurred(x: Floats, sigma: float) -> Floats:
 
 
 def zoomed(x: Floats, factor: float) -> Floats:
-    """The middle, linearly enlarged to the size it is in; the corners of what is taken stay."""
+    """The middle, linearly enlarged to the size it is in; the corners of what is taken stay.
+
+    Args:
+        x: (N, C, H, W) float32, H = W.
+        factor: at least 1.
+    """
     height, width = x.shape[2:]
     part = int(np.ceil(height / factor))
     top, left = (height - part) // 2, (width - part) // 2

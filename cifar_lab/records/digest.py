@@ -143,7 +143,12 @@ def _lies_below(key: str, name: str) -> bool:
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists and empty dictionaries are leaves."""
+    """Dotted keys and leaves; lists and empty dictionaries are leaves.
+
+    Args:
+        config: dictionaries within dictionaries.
+        prefix: of every key.
+    """
     for key, value in config.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:

@@ -390,7 +390,13 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
 
 
 def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
-    """The arguments of a network that it leaves to the dataset."""
+    """The arguments of a network that it leaves to the dataset.
+
+    Args:
+        model: the group's node; what it sets stays.
+        classes: of the dataset.
+        width: S of its images, (3, S, S).
+    """
     _, names = _takes(target := model["_target_"])
     known = {"num_classes": classes, "image_size": width}
     assert set(known) == FROM_THE_DATASET["model"]

@@ -138,6 +138,11 @@ def run_grid(
 def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Override]) -> int:
     """Runs what an Optuna study asks for; returns the exit status.
 
+    Args:
+        master: the sweep's own configuration.
+        loader: Hydra's.
+        overrides: parsed; those that are a sweep span the space.
+
     Raises:
         InputError, Interrupted: as `run_grid`.
     """
@@ -314,6 +319,11 @@ def _ask_worker(target: str, request: Callable[[Connection], Any]) -> Any:
 
 def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list[Slot]:
     """The places jobs run in; on CUDA each shows its processes the GPUs of that place alone.
+
+    Args:
+        findings: of the check of the points.
+        per_device: jobs at a time on each; None: 1 on a GPU, on the CPU one per core, 8 at most.
+        most: more are never needed.
 
     Raises:
         InputError: a job asks for more GPUs than there are.

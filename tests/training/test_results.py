@@ -240,11 +240,11 @@ def test_a_writer_that_dies_after_the_fit_costs_no_result(
     log_metrics = TensorBoard.log_metrics
 
     def dies(self: TensorBoard, metrics: Mapping[str, float], step: int | None = None) -> None:
+        log_metrics(self, metrics, step)
         if "test/acc" in metrics:  # as its thread would leave it upon a full disk
             for thread in threading.enumerate():
                 if type(thread).__module__ == event_file_writer.__name__:
                     vars(thread)["exception"] = OSError(errno.ENOSPC, "no space")
-        log_metrics(self, metrics, step)
 
     monkeypatch.setattr(TensorBoard, "log_metrics", dies)
     status, _, err = lab(*SMALL, *TEN, f"hydra.run.dir={tmp_path}/run")

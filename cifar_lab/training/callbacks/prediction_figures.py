@@ -104,7 +104,12 @@ def add_pr_curves(
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """(C, C) counts: rows are true classes, columns predicted ones."""
+    """(C, C) counts: rows are true classes, columns predicted ones.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     counts = multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])
@@ -113,7 +118,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest cross-entropy, worst first."""
+    """Indices of the wrongly classified images with the highest cross-entropy, worst first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        count: at most this many.
+    """
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     wrong = (logits.argmax(1) != labels).nonzero().flatten()
     order = losses[wrong].argsort(descending=True, stable=True)[:count]
@@ -185,7 +196,13 @@ def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -
 
 
 def confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest probability, that one first."""
+    """Indices of the wrongly classified images with the highest probability, that one first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        count: at most this many.
+    """
     confidence, said = logits.softmax(1).max(1)
     wrong = (said != labels).nonzero().flatten()
     order = confidence[wrong].argsort(descending=True, stable=True)[:count]

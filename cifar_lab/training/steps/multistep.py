@@ -93,7 +93,13 @@ def validates_within_epochs(trainer: Trainer) -> bool:
 
 
 def obstacle(trainer: Trainer, data: DataModule, singly: str | None = None) -> str | None:
-    """Why every step has to be a call of its own; None: it needn't."""
+    """Why every step has to be a call of its own; None: it needn't.
+
+    Args:
+        trainer: made, with its callbacks.
+        data: of the fit.
+        singly: a reason that the classifier gives; None: it has none.
+    """
     if singly:
         return singly
     if trainer.world_size > 1:

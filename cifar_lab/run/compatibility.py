@@ -111,7 +111,7 @@ def _check_monitor_changes_nothing(callback: _Callback) -> None:
     if callback.path.startswith("monitors.") and changes:
         raise InputError(
             f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
-            f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
+            f"only observe; it belongs in callbacks.{callback.path.partition('.')[2]}"
         )
 
 

@@ -93,7 +93,7 @@ def test_every_way_to_leave_a_group_out_is_the_same() -> None:
         found = compose([spelling.format(group) for group in CAN_BE_NONE])
         check(found)
         assert run_config(found) == run_config(none), spelling
-        # and so in what is recorded, and in the line that repeats the run
+        # and so in what Hydra is told and keeps in .hydra/
         typed = [typed_overrides(cfg.hydra) for cfg in (found, none)]
         assert typed == [[f"{group}=none" for group in CAN_BE_NONE]] * 2
 

@@ -67,7 +67,7 @@ def _run(arguments: list[str]) -> int:
     world = processes.settle()
     arguments = flags_first(as_typed(arguments))
     if world.launcher == "lightning":
-        arguments = _without_repeated_folder(arguments)
+        arguments = without_repeated_folder(arguments)
     else:
         arguments = _checked(arguments)
     if any(argument.startswith("-") for argument in arguments):
@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     return _one_run(arguments)
 
 
-def _without_repeated_folder(arguments: list[str]) -> list[str]:
+def without_repeated_folder(arguments: list[str]) -> list[str]:
     """What the first process of a run gave, without the folder that Lightning adds in quotes.
 
     Which Hydra can't read where the folder's name holds a quote (lightning 2.6.6,

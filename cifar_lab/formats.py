@@ -27,7 +27,13 @@ def _width(column: str) -> int:
 
 
 def log_line(metrics: dict[str, float], speed: float, total_s: float) -> str:
-    """One finished epoch as text, for the log."""
+    """One finished epoch as text, for the log.
+
+    Args:
+        metrics: by name; accuracies are fractions.
+        speed: training images/s.
+        total_s: of the epoch, validation included.
+    """
     parts = [f"{name} {value}" for name, value in _shown(metrics)]
     return ", ".join([*parts, images_per_s(speed), f"{total_s:.1f} s"])
 

@@ -1,7 +1,7 @@
-"""Mutation testing of the core: which changed line would no test of its room notice?
+"""Mutation testing of the core: which changed line would no test of its own notice?
 
 ``python -m tests.mutants`` (``make mutants``) changes one expression at a time with mutmut's
-operators and runs the tests of `ROOMS`, in a copy of the checkout below the temporary folder. Each
+operators and runs the tests of `TESTS`, in a copy of the checkout below the temporary folder. Each
 mutant is a fork of a process that has torch and the tests imported. An hour or more for all:
 ``--sample 20 --seed 1`` takes as many of each module, ``sweep/supervisor`` only that module.
 
@@ -27,7 +27,7 @@ KEPT = "tests/training/callbacks/test_checkpoints.py"
 CHOSEN = "tests/training/test_selection.py"
 RECORD = ("tests/records/test_record_file.py", "tests/records/test_record.py")
 # Each module of the core with the tests that would have to notice: as few and as fast as will do.
-ROOMS: dict[str, tuple[str, ...]] = {
+TESTS: dict[str, tuple[str, ...]] = {
     "records/digest": ("tests/records/test_digest.py",),
     "records/record": RECORD,
     "records/environment": RECORD,
@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 WORDING = (r"raise \w+\(", r"log\.\w+\(", r"print\(")
 MUTMUT = (sys.executable, "-c", "from mutmut.__main__ import cli; cli()")
 COPIED = ("cifar_lab", "conf", "hydra_plugins", "tests", "pyproject.toml")
-# pytest's and mutmut's exit codes: all tests passed, or none of the room calls the function
+# pytest's and mutmut's exit codes: all tests passed, or none of these calls the function
 UNNOTICED = {0: "survived", 5: "no test", 33: "no test"}
 NOTICED = {1: "caught", 3: "caught", 24: "timeout", -24: "timeout", 36: "timeout", 152: "timeout"}
 
@@ -101,7 +101,7 @@ def copied(root: Path, module: str) -> Path:
         "also_copy": list(COPIED[1:]),
         "do_not_mutate_patterns": list(WORDING),
         "pytest_add_cli_args": ["-p", "tests.mutants", "-p", "no:cacheprovider"],
-        "pytest_add_cli_args_test_selection": ["-m", "not slow", *ROOMS[module]],
+        "pytest_add_cli_args_test_selection": ["-m", "not slow", *TESTS[module]],
         # torch's pools don't live through a fork of a process that has used them
         "process_isolation": "forkserver",
         "timeout_constant": 5.0,
@@ -164,16 +164,16 @@ def change_of(work: Path, name: str) -> str:
 def main(arguments: list[str]) -> int:
     """Prints what became of the mutants, and the change of each one that nobody noticed."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="module", help=", ".join(ROOMS))
+    parser.add_argument("modules", nargs="*", metavar="module", help=", ".join(TESTS))
     parser.add_argument("--sample", type=int, help="so many mutants of each module; else: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args(arguments)
-    if unknown := [module for module in asked.modules if module not in ROOMS]:
-        parser.error(f"{', '.join(unknown)}: give one of {', '.join(ROOMS)}")
+    if unknown := [module for module in asked.modules if module not in TESTS]:
+        parser.error(f"{', '.join(unknown)}: give one of {', '.join(TESTS)}")
     table, unnoticed = [], []
     with tempfile.TemporaryDirectory(prefix="mutants-") as root:
-        for module in asked.modules or ROOMS:
+        for module in asked.modules or TESTS:
             work = copied(Path(root), module)
             every = names = mutants_of(work, module)
             if asked.sample is not None and asked.sample < len(every):

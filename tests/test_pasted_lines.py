@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cifar_lab.__main__ import _without_repeated_folder
+from cifar_lab.__main__ import without_repeated_folder
 from cifar_lab.config.overrides import as_typed, assignment
 from cifar_lab.records.record import command_line
 from cifar_lab.sweep.launch import print_continue
@@ -130,7 +130,7 @@ def test_a_process_that_lightning_starts_has_the_folder_of_the_first() -> None:
     for name in HOSTILE:
         first = ["seed=1", assignment("hydra.run.dir", f"/tmp/{name}"), "hydra.job.name=x"]
         again = f'hydra.run.dir="/tmp/{name}"'  # the same text for some
-        assert _without_repeated_folder([*first, again]) == first
+        assert without_repeated_folder([*first, again]) == first
 
 
 def test_two_processes_in_a_hostile_folder(tmp_path: Path) -> None:

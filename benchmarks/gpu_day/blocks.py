@@ -82,8 +82,8 @@ def _laws(settings: Settings) -> list[Task]:
         return [*pytest, "tests/laws/test_forks.py"]
 
     return [
-        Task(name="gpu", command=of_a_gpu, read=_read_tests, cwd=REPOSITORY, env=env),
-        Task(name="forks", command=of_forks, read=_read_tests, cwd=REPOSITORY, env=env),
+        Task(name="gpu", command=of_a_gpu, read=read_tests, cwd=REPOSITORY, env=env),
+        Task(name="forks", command=of_forks, read=read_tests, cwd=REPOSITORY, env=env),
     ]
 
 
@@ -93,7 +93,7 @@ _SAID = re.compile(r"^FAILURE (\[.*\])$", re.MULTILINE)
 _TEST_ENDED = re.compile(rf"{_END} (tests/\S+.*)|^(tests/\S+.*?) {_END}", re.MULTILINE)
 
 
-def _read_tests(ended: Ended, _: Path) -> list[Row]:
+def read_tests(ended: Ended, _: Path) -> list[Row]:
     """How many ended how, and what each failure said; also of a session that was cut off."""
     found = _TEST_ENDED.findall(ended.output)
     ends = {(b or c).split(" - ")[0].strip(): (a or d).lower() for a, b, c, d in found}
@@ -240,10 +240,10 @@ def _also(settings: Settings, name: str, command: str) -> Task:
     def run(_: Path) -> str:
         return command
 
-    return Task(name=name, command=run, read=_read_public, cwd=settings.public, limit_s=120)
+    return Task(name=name, command=run, read=read_public, cwd=settings.public, limit_s=120)
 
 
-def _read_public(ended: Ended, _: Path) -> list[Row]:
+def read_public(ended: Ended, _: Path) -> list[Row]:
     """Of a script that prints airbench's table: accuracy with its six views, seconds."""
     rows: list[Row] = []
     before = None

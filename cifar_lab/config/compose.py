@@ -55,6 +55,9 @@ def register() -> None:
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The configuration with its ``hydra`` node.
 
+    Args:
+        overrides: as typed, without flags, in any spelling that `normalized` knows.
+
     Raises:
         InputError: an override that can't be read, an unknown key or group, a wrong type.
     """
@@ -114,7 +117,12 @@ def run_config(cfg: DictConfig, *, begun_with: Mapping[str, Any] | None = None) 
 
 
 def path_at(cfg: DictConfig, key: str) -> Path:
-    """A path of Hydra's node, e.g. ``hydra.run.dir``; InputError where it leads nowhere."""
+    """A path of Hydra's node, e.g. ``hydra.run.dir``; InputError where it leads nowhere.
+
+    Args:
+        cfg: composed.
+        key: dotted.
+    """
     try:
         return Path(str(OmegaConf.select(cfg, key)))
     except OmegaConfBaseException as error:

@@ -16,10 +16,11 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
+from cifar_lab.config.overrides import CAN_BE_NONE
 from cifar_lab.config.schema import CONFIG_NAME, Root, Sweep, conf_dir
 from cifar_lab.errors import InputError
 
@@ -80,6 +81,7 @@ class Files(FileConfigSource):
             OSError,
         ) as error:  # passed yaml's own check
             raise InputError(_yaml_line(path, text, error)) from error
+        _choose_none(config)
         scheme = f"{self.scheme()}://{self.path}"
         return ConfigResult(config=config, path=scheme, provider=self.provider, header=header)
 
@@ -148,6 +150,15 @@ def _line_of(node: yaml.Node | None, names: list[str]) -> int | None:
                 if re.fullmatch(rf"(override )?/?{re.escape(names[0])}", chosen):
                     return int(entry.start_mark.line) + 1
     return None
+
+
+def _choose_none(config: Container) -> None:
+    """``override /GROUP: null`` becomes ``none`` where a group may be left out."""
+    defaults = OmegaConf.select(config, "defaults") if OmegaConf.is_dict(config) else None
+    for entry in defaults or ():
+        for key in [k for k in entry if entry[k] is None] if OmegaConf.is_dict(entry) else ():
+            if str(key).removeprefix("override ").lstrip("/") in CAN_BE_NONE:
+                entry[key] = "none"
 
 
 # --- what a file may hold -------------------------------------------------------------------------
@@ -267,7 +278,8 @@ def _check_of_the_root(path: Path, root: yaml.MappingNode | None) -> None:
             raise InputError(
                 f"{_shown(path)}:{line}: {name}: holds a list; must be lines of `key: value`"
             )
-        option = value.value if value.value not in ("", "~", "null") else "NAME"
+        null = "none" if name in CAN_BE_NONE else "NAME"
+        option = value.value if value.value not in ("", "~", "null") else null
         raise InputError(
             f"{_shown(path)}:{line}: {name}: {value.value}: an option is chosen among the file's "
             f"defaults, with `- override /{name}: {option}`"

@@ -22,7 +22,7 @@ from cifar_lab.config.schema import CONFIG_NAME, conf_dir
 from cifar_lab.records.digest import flatten
 
 # What other programs call it. On the right a key, a group, or a choice of one.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "trainer.max_epochs": "epochs num_epochs n_epochs nepochs train_epochs total_epochs epoch",
     "trainer.max_steps": "steps num_steps n_steps total_steps iterations iters max_iters",
     "trainer.devices": "gpus num_gpus n_gpus ngpus gpu gpu_id gpu_ids num_devices world_size",
@@ -64,7 +64,7 @@ _OTHER_NAMES = {
     "tta": "test_time_augmentation",
     "debug=fast": "fast_dev_run dry_run smoke_test",
 }
-_KEY_OF = {word: key for key, words in _OTHER_NAMES.items() for word in words.split()}
+_KEY_OF = {word: key for key, words in OTHER_NAMES.items() for word in words.split()}
 _CLOSE, _CLOSER = 0.6, 0.75
 
 
@@ -75,17 +75,17 @@ def alias(word: str) -> str | None:
 
 def said_of_unknown(key: str, overrides: Sequence[str]) -> str:
     """What to say after ``KEY: unknown key``: the option that has it, or the key that is meant."""
-    known, choices, targets = _known(key, overrides)
+    keys_here, choices, targets = known(key, overrides)
     group, _, rest = key.partition(".")
     chosen = choices.get(group)
     by_option = _keys_by_option(group) if rest else {}
     having = [name for name, keys in by_option.items() if key in keys and name != chosen]
-    if having and key not in known:
+    if having and key not in keys_here:
         verb = "has" if len(having) == 1 else "have"
         return f" with {group}={chosen} ({group}={', '.join(having)} {verb} it)"
-    if key in known:  # a dictionary is merged into the node that is there
-        return _new_in_node(key, known, overrides)
-    word = _meant(key, known) or _meant(key, [k for keys in by_option.values() for k in keys])
+    if key in keys_here:  # a dictionary is merged into the node that is there
+        return _new_in_node(key, keys_here, overrides)
+    word = _meant(key, keys_here) or _meant(key, [k for keys in by_option.values() for k in keys])
     if word and not f"{key}.".startswith(f"{word}."):
         return f" (did you mean {word}?)"
     node = key.rpartition(".")[0]
@@ -110,8 +110,8 @@ def meant_by(word: str) -> str | None:
     from cifar_lab.config.compose import register
 
     register()
-    known, _, _ = _known(word, ())
-    return word if word in known else _meant(word, known)
+    keys, _, _ = known(word, ())
+    return word if word in keys else _meant(word, keys)
 
 
 def _meant(key: str, known: Sequence[str]) -> str | None:
@@ -134,8 +134,16 @@ def _close(word: str, keys: Sequence[str], *, cutoff: float) -> list[str]:
     return [by_last[near] for near in difflib.get_close_matches(word, by_last, 1, cutoff)]
 
 
-def _known(key: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
-    """With what the person chose, as far as it composes: keys, options, nodes with a target."""
+def known(key: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
+    """The keys with what the person chose, as far as it composes; each group's option; nodes.
+
+    Args:
+        key: the unknown one, whose override is left out.
+        overrides: as typed.
+
+    Returns:
+        Keys, sorted; the option of each group; the keys of nodes that have a ``_target_``.
+    """
     chosen = [o for o in overrides if _chooses(o) and o.lstrip("+").partition("=")[0] != key]
     own = searchpath_override(overrides)
     for choice in ([*chosen, *own], own, []):

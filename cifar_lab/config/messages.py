@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config import files
 from cifar_lab.config.known_keys import alias, meant_by, said_of_unknown
-from cifar_lab.config.names import _is_number
+from cifar_lab.config.names import is_number
 from cifar_lab.config.schema import conf_dir
 from cifar_lab.errors import InputError
 
@@ -100,7 +100,7 @@ def _chooses(override: str) -> bool:
     """Whether it is no choice of a group, or one that can be: text after ``=``."""
     key, _, value = override.partition("=")
     group = "." not in key and (not key or "/" in key or (conf_dir() / key).is_dir())
-    return not group or (bool(key) and value.lower() not in _NO_TEXT and not _is_number(value))
+    return not group or (bool(key) and value.lower() not in _NO_TEXT and not is_number(value))
 
 
 def _refused(key: str, *said: str) -> InputError:
@@ -145,7 +145,7 @@ def _missing_option(text: str) -> InputError | None:
 
 
 # Groups whose parts a library has: how one of them is given without a file.
-_OF_A_LIBRARY = {
+OF_A_LIBRARY = {
     "model": "one of torchvision's is model._target_=torchvision.models.resnet18 ~model.width "
     "~model.dropout, one of timm's model=timm model.name=resnet18",
     "data": "pictures in class folders are data=folders data.root=FOLDER",
@@ -163,7 +163,7 @@ _OF_A_LIBRARY = {
 
 def _way_on(group: str, name: str) -> str:
     own = f"your own goes into conf/{group}/{name}.yaml (docs/extending.md)"
-    return f"{_OF_A_LIBRARY[group]}; {own}" if group in _OF_A_LIBRARY else own
+    return f"{OF_A_LIBRARY[group]}; {own}" if group in OF_A_LIBRARY else own
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
@@ -178,7 +178,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
 
 # Hydra's, which argparse takes by their beginnings too.
 # fmt: off
-_FLAGS = (
+FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p",
     "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp",
     "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun", "--info", "-i",
@@ -203,11 +203,11 @@ def check_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"{flag}: {_instead_of_another_root(where, settings)}")
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        known = flag in _FLAGS or (len(flag) > 3 and sum(f.startswith(flag) for f in _FLAGS) == 1)
+        known = flag in FLAGS or (len(flag) > 3 and sum(f.startswith(flag) for f in FLAGS) == 1)
         if known or not argument.startswith("-"):
             continue
         word = meant_by(flag.lstrip("-").replace("-", "_"))
-        near = difflib.get_close_matches(flag, _FLAGS, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(flag, FLAGS, n=1, cutoff=0.8)
         if word and not near and equals and "=" not in word:
             word = f"{word}={value}"
         meant = near[0] if near else word

@@ -23,15 +23,16 @@ def job_words(overrides: Sequence[str]) -> list[str]:
         key, _, value = hide_in_override(override.lstrip("+~")).partition("=")
         name = key.rpartition(".")[2]
         value = value.strip("[]'\"")
-        if _is_number(value) and len(value) > 8:
+        if is_number(value) and len(value) > 8:
             value = f"{float(value):.4g}"
         # of a group (model=cnn) the option says enough
-        word = value if "." not in key and not _is_number(value) else f"{name}{value}"
+        word = value if "." not in key and not is_number(value) else f"{name}{value}"
         words.append(re.sub(r"[^A-Za-z0-9.+_-]+", ".", word).strip("."))
     return words
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number, ``inf`` and ``nan`` among them."""
     try:
         float(text)
     except ValueError:

@@ -22,9 +22,11 @@ from cifar_lab.config.schema import TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
 
 # Groups that may be left out, each with an option that says so.
-_CAN_BE_NONE = ("augment", "callbacks", "logger", "monitors", "scheduler", "optimizer/groups")
+CAN_BE_NONE = (
+    *("augment", "callbacks", "logger", "monitors", "scheduler", "optimizer/groups"),
+    *("experiment", "sweep", "debug"),
+)
 _NEEDED = ("data", "model", "loss", "optimizer", "trainer")
-_PRESETS = ("experiment", "sweep", "debug")
 _NOTHING = re.compile(r"(?:\+\+)?(?P<set>[a-z/]+)=(?:null|\{\s*\})|~(?P<removed>[a-z/]+)(?:=.*)?")
 _REMOVED = re.compile(rf"~({'|'.join(Root.__dataclass_fields__)})(?:=.*)?")
 # Keys by what they were called before, and options of `callbacks` that are monitors now.
@@ -168,10 +170,8 @@ def normalized(overrides: Sequence[str]) -> list[str]:
             override = override.lstrip("+")
         match = _NOTHING.fullmatch(override)
         group = match and (match["set"] or match["removed"])
-        if group in _CAN_BE_NONE:
+        if group in CAN_BE_NONE:
             kept.append(f"{group}=none")
-        elif group in _PRESETS:
-            continue  # chosen by nobody but these overrides
         elif group in _NEEDED and "{" not in override:
             raise InputError(f"{override}: a run needs one; --help lists the options of {group}")
         elif removed := _REMOVED.fullmatch(override):

@@ -85,7 +85,12 @@ def check_has_target(path: str, node: dict[str, Any]) -> None:
 
 
 def check_target(path: str, node: dict[str, Any]) -> None:
-    """Raises InputError: no such target, or an argument that is unknown, missing or mistyped."""
+    """Raises InputError: no such target, or an argument that is unknown, missing or mistyped.
+
+    Args:
+        path: of the node, as ``callbacks.ema``: what the message begins with.
+        node: plain containers, ``_target_`` among them.
+    """
     check_has_target(path, node)
     target = locate(path, node["_target_"])
     from_data, settings = FROM_THE_DATASET.get(path, set()), settings_beside(path, target)
@@ -127,7 +132,12 @@ def check_target(path: str, node: dict[str, Any]) -> None:
 
 
 def left_out(path: str, names: Sequence[str]) -> str:
-    """What to say of arguments that are of the target that an option had, before it was changed."""
+    """What to say of arguments that are of the target that an option had, before it was changed.
+
+    Args:
+        path: of the node.
+        names: of the arguments.
+    """
     if "[" in path:  # an entry of a list has no key
         return ""
     return "; leave out what was of another target: " + " ".join(f"~{path}.{n}" for n in names)

@@ -228,8 +228,8 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
     given = {override.partition("=")[0].lstrip("+~") for override in typed_overrides(cfg.hydra)}
     missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
     if missing:
-        name = cfg.hydra.runtime.choices.get("sweep")
-        what = f"sweep={name}" if name else "hydra.sweeper.params"
+        name = cfg.hydra.runtime.choices.get("sweep") or "none"
+        what = f"sweep={name}" if name != "none" else "hydra.sweeper.params"
         raise InputError(f"{what}: sweeps {', '.join(missing)}; it needs -m")
 
 
@@ -259,7 +259,7 @@ def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
         InputError: this machine doesn't have the devices or the precision asked for.
     """
     kind = accelerator(str(trainer.get("accelerator", "auto")))
-    present = _present(kind)
+    present = devices_present(kind)
     unit = {"cuda": "GPU(s)", "mps": "Apple GPU", "cpu": "CPU processes"}[kind]
     devices = trainer.get("devices", "auto")
     if isinstance(devices, int) and devices != -1 and not 1 <= devices <= present:
@@ -275,9 +275,9 @@ def check_devices(trainer: dict[str, Any], optimizer: dict[str, Any]) -> str:
         raise InputError(
             f"trainer.sync_batchnorm=true: torch's SyncBatchNorm needs CUDA, and this is {kind}"
         )
-    _check_precision(str(trainer.get("precision", "32-true")), kind)
-    _check_fused(trainer, optimizer, kind)
-    _check_squares(trainer, optimizer)
+    check_precision(str(trainer.get("precision", "32-true")), kind)
+    check_fused(trainer, optimizer, kind)
+    check_squares(trainer, optimizer)
     return kind
 
 
@@ -343,12 +343,13 @@ def _devices_per_node(devices: object, kind: str) -> int:
     if isinstance(devices, list):
         return len(devices)
     if str(devices) in ("auto", "-1"):
-        return _present(kind) if kind == "cuda" else 1
+        return devices_present(kind) if kind == "cuda" else 1
     names = [name for name in str(devices).split(",") if name.strip()]
     return int(names[0]) if len(names) == 1 and names[0].isdecimal() else len(names)
 
 
-def _present(kind: str) -> int:
+def devices_present(kind: str) -> int:
+    """How many devices of a ``kind`` (`accelerator`) this machine has; of the CPU, processes."""
     import os
 
     import torch
@@ -382,7 +383,8 @@ def accelerator(name: str) -> str:
     return found or "cpu"
 
 
-def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -> None:
+def check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -> None:
+    """Refuses fused steps where float16's scaler gets in their way; ``kind`` as `accelerator`."""
     scaled = str(trainer.get("precision", "32-true")) in ("16-mixed", "16")
     if not (scaled and optimizer.get("fused")):
         return
@@ -401,7 +403,7 @@ def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) 
         )
 
 
-def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
+def check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
     """Refuses squares of gradients in float16: the small ones are 0 there, and are divided by."""
     import inspect
 
@@ -420,7 +422,8 @@ def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
         )
 
 
-def _check_precision(precision: str, kind: str) -> None:
+def check_precision(precision: str, kind: str) -> None:
+    """Refuses a ``trainer.precision`` that this ``kind`` of device lacks (`accelerator`)."""
     import torch
 
     if kind == "cuda":

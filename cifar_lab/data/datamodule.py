@@ -483,6 +483,11 @@ def stratified_split(
 
     Drawn from numpy's legacy generator, whose stream is frozen, so that a split means the same
     images for every version of numpy.
+
+    Args:
+        labels: (N,), classes from 0.
+        val_size: rows to hold out, 0..N.
+        val_seed: 0..2^32-1; the same one holds the same rows out.
     """
     random = np.random.RandomState(val_seed)
     counts = np.bincount(labels)

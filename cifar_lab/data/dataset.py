@@ -154,7 +154,7 @@ def number_images(*splits: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     """
     flat = [images.reshape(len(images), -1) for images in splits]
     _, numbers, counts = np.unique(
-        np.concatenate([_keys(rows) for rows in flat]), return_inverse=True, return_counts=True
+        np.concatenate([row_keys(rows) for rows in flat]), return_inverse=True, return_counts=True
     )
     # images with one key are nearly always equal; those with different keys never are
     bounds = np.cumsum([len(rows) for rows in flat])
@@ -166,8 +166,12 @@ def number_images(*splits: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     return np.split(numbers.astype(np.int64), bounds[:-1])
 
 
-def _keys(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A 64-bit key for each row: sums of its bytes, eight at a time, times odd random numbers."""
+def row_keys(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A 64-bit key for each row: sums of its bytes, eight at a time, times odd random numbers.
+
+    Args:
+        rows: (N, bytes) uint8, contiguous; what is left beside a multiple of 8 isn't read.
+    """
     whole = rows.shape[1] // 8
     weights = np.random.PCG64(0).random_raw(whole) | np.uint64(1)
     keys: NDArray[np.uint64] = rows[:, : 8 * whole].view(np.uint64) @ weights

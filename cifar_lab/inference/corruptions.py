@@ -167,7 +167,7 @@ def _glass_blur(x: Floats, strength: int, random: np.random.Generator) -> Floats
 
 def _motion_blur(x: Floats, strength: int, random: np.random.Generator) -> Floats:
     radius, sigma = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))[strength - 1]
-    return _moved(x, radius, sigma, random.uniform(-45, 45, len(x)))
+    return motion_blurred(x, radius, sigma, random.uniform(-45, 45, len(x)))
 
 
 def _zoom_blur(x: Floats, strength: int, random: np.random.Generator) -> Floats:
@@ -175,7 +175,7 @@ def _zoom_blur(x: Floats, strength: int, random: np.random.Generator) -> Floats:
     factors = np.arange(1, most, 0.01)
     total = x.copy()
     for factor in factors:
-        total += _zoomed(x, float(factor))
+        total += zoomed(x, float(factor))
     return total / (len(factors) + 1)
 
 
@@ -192,9 +192,9 @@ def _snow(x: Floats, strength: int, random: np.random.Generator) -> Floats:
     )[strength - 1]
     count, _, height, width = x.shape
     flakes = random.normal(mean, scale, (count, 1, height, width)).astype(np.float32)
-    flakes = _zoomed(flakes, zoom)
+    flakes = zoomed(flakes, zoom)
     flakes = np.where(flakes < least, 0, np.clip(flakes, 0, 1)).astype(np.float32)
-    flakes = _moved(flakes, radius, sigma, random.uniform(-135, -45, count))
+    flakes = motion_blurred(flakes, radius, sigma, random.uniform(-135, -45, count))
     grey = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), x, (0, 1))[:, None]
     whitened = kept * x + (1 - kept) * np.maximum(x, grey * 1.5 + 0.5)
     return (whitened + flakes + np.rot90(flakes, 2, (2, 3))).astype(np.float32)
@@ -203,8 +203,8 @@ def _snow(x: Floats, strength: int, random: np.random.Generator) -> Floats:
 def _frost(x: Floats, strength: int, random: np.random.Generator) -> Floats:
     kept, share = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[strength - 1]
     # needles of ice: rough terrain, its ridges drawn out, in a bluish white
-    terrain = _terrain(len(x), x.shape[-1], 1.2, random)
-    ridges = _moved(terrain[:, None], 4, 2, random.uniform(0, 180, len(x)))
+    rough = terrain(len(x), x.shape[-1], 1.2, random)
+    ridges = motion_blurred(rough[:, None], 4, 2, random.uniform(0, 180, len(x)))
     ice = (0.35 + 0.65 * ridges) * np.array([0.82, 0.92, 1.0], np.float32)[:, None, None]
     return (kept * x + share * ice).astype(np.float32)
 
@@ -212,7 +212,7 @@ def _frost(x: Floats, strength: int, random: np.random.Generator) -> Floats:
 def _fog(x: Floats, strength: int, random: np.random.Generator) -> Floats:
     share, smooth = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[strength - 1]
     brightest = x.max((1, 2, 3), keepdims=True)
-    clouds = _terrain(len(x), x.shape[-1], smooth, random)[:, None]
+    clouds = terrain(len(x), x.shape[-1], smooth, random)[:, None]
     return (x + share * clouds) * brightest / (brightest + share)
 
 
@@ -261,12 +261,12 @@ def _elastic_transform(x: Floats, strength: int, random: np.random.Generator) ->
     rows, columns = np.mgrid[:height, :width].astype(np.float64)
     grid = np.stack((columns, rows, np.ones_like(rows)), -1)
     at = np.einsum("hwk,nkd->nhwd", grid, back)
-    warped = _sampled(x, at[..., 0], at[..., 1], corners=True)
+    warped = sampled(x, at[..., 0], at[..., 1], corners=True)
     wobble = random.uniform(-1, 1, (2, count, height, width))
     if sigma:
         wobble = ndimage.gaussian_filter(wobble, (0, 0, sigma, sigma), mode="reflect", truncate=3)
     across, down = wobble * reach
-    return _sampled(warped, columns + across, rows + down, corners=False)
+    return sampled(warped, columns + across, rows + down, corners=False)
 
 
 def _pixelate(images: NDArray[np.uint8], strength: int) -> NDArray[np.uint8]:
@@ -309,8 +309,13 @@ def _blurred(x: Floats, sigma: float) -> Floats:
     return found
 
 
-def _zoomed(x: Floats, factor: float) -> Floats:
-    """The middle, linearly enlarged to the size it is in; the corners of what is taken stay."""
+def zoomed(x: Floats, factor: float) -> Floats:
+    """The middle, linearly enlarged to the size it is in; the corners of what is taken stay.
+
+    Args:
+        x: (N, C, H, W) float32, H = W.
+        factor: at least 1.
+    """
     height, width = x.shape[2:]
     part = int(np.ceil(height / factor))
     top, left = (height - part) // 2, (width - part) // 2
@@ -322,7 +327,7 @@ def _zoomed(x: Floats, factor: float) -> Floats:
     return found
 
 
-def _moved(x: Floats, radius: int, sigma: float, degrees: NDArray[Any]) -> Floats:
+def motion_blurred(x: Floats, radius: int, sigma: float, degrees: NDArray[Any]) -> Floats:
     """Motion blur as ImageMagick has it: half a Gaussian along a line; edges go on as they are.
 
     Args:
@@ -347,7 +352,7 @@ def _moved(x: Floats, radius: int, sigma: float, degrees: NDArray[Any]) -> Float
     return total
 
 
-def _sampled(
+def sampled(
     x: Floats, columns: NDArray[np.float64], rows: NDArray[np.float64], *, corners: bool
 ) -> Floats:
     """Bilinear samples at (N, H, W) places, in pixels; beyond the edges lies a mirror image.
@@ -368,7 +373,7 @@ def _sampled(
     return found
 
 
-def _terrain(count: int, side: int, smooth: float, random: np.random.Generator) -> Floats:
+def terrain(count: int, side: int, smooth: float, random: np.random.Generator) -> Floats:
     """(count, side, side) in [0, 1]: clouds by the diamond-square method, on a torus.
 
     Args:

@@ -261,7 +261,15 @@ def summarize(
     held_out: Outputs | None = None,
     notes: tuple[str, ...] = (),
 ) -> Evaluation:
-    """All that follows from the answers to the test images, and to the held-out ones."""
+    """All that follows from the answers to the test images, and to the held-out ones.
+
+    Args:
+        name: of the run.
+        outputs: of the test images.
+        classes: names, in the order of the logits.
+        held_out: of the validation images, by which a temperature is fitted; None: there are none.
+        notes: what a reader must know of the images.
+    """
     logits, labels, count = outputs.logits, outputs.labels, len(outputs.labels)
     right = int((logits.argmax(1) == labels).sum())
     interval = stats.binomtest(right, count).proportion_ci(LEVEL, method="wilson")
@@ -285,6 +293,9 @@ def summarize(
 
 def ensemble(evaluated: Sequence[Outputs]) -> Outputs:
     """The mean of the probabilities that several runs gave to the same images.
+
+    Args:
+        evaluated: one for each run, at least one; logits (N, C).
 
     Raises:
         InputError: the labels differ: they are not the same images.
@@ -316,7 +327,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Expected calibration error, cross-entropy, and what the reliability figure shows."""
+    """Expected calibration error, cross-entropy, and what the reliability figure shows.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
     probabilities = logits.double().softmax(1)
     error = multiclass_calibration_error(
         probabilities, labels, num_classes=logits.shape[1], n_bins=BINS, norm="l1"

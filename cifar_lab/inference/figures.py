@@ -22,7 +22,12 @@ _MAP_ALPHA = 0.55
 
 
 def draw_reliability(before: Calibration, after: Calibration | None) -> Figure:
-    """Accuracy over confidence, and how many images lie in each bin; the diagonal is perfect."""
+    """Accuracy over confidence, and how many images lie in each bin; the diagonal is perfect.
+
+    Args:
+        before: of the answers as they are.
+        after: with the temperature; None: none was fitted.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 6.4), dpi=_DPI, facecolor="white", layout="constrained")

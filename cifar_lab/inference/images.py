@@ -86,7 +86,7 @@ def own_images(run: Run) -> DataModule:
 
 
 def other_images(run: Run, root: str) -> Given:
-    """What the data room reads from a path: an archive, a .zip or class folders.
+    """What `cifar_lab.data` reads from a path: an archive, a .zip or class folders.
 
     Their classes are the run's or some of them, by name; normalization is the run's.
 

@@ -64,7 +64,13 @@ class BasicBlock(nn.Module):
 
 
 def convolution_1x1(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
-    """A shortcut's convolution, without bias, in the form that is right on every device."""
+    """A shortcut's convolution, without bias, in the form that is right on every device.
+
+    Args:
+        in_channels: of the block's input.
+        out_channels: of its output.
+        stride: 1 or 2.
+    """
     narrow = stride != 1 and in_channels < ONEDNN_BLOCK
     kind = _Subsampled if narrow else nn.Conv2d
     return kind(in_channels, out_channels, 1, stride=stride, bias=False)

@@ -151,6 +151,10 @@ def newest_usable(run_dir: Path) -> Path | None:
 def best_checkpoint(run_dir: Path, best_step: int) -> tuple[Path, dict[str, Any]]:
     """The best epoch's checkpoint and its file: ``best.ckpt``, or another that holds that step.
 
+    Args:
+        run_dir: of the run.
+        best_step: ``global_step`` where the best epoch ended.
+
     Raises:
         DamagedError: none that is whole holds it.
     """

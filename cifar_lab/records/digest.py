@@ -17,7 +17,7 @@ KEYS_THAT_CHANGE_NO_RESULT = (
     # where the weights lay; their SHA-256 stands beside it
     "init_from.path",
     *("distill.from.paths", "distill.trust"),
-    # what only looks on
+    # what only observes
     *("trainer.detect_anomaly", "trainer.inference_mode", "trainer.enable_progress_bar"),
     *("trainer.enable_checkpointing", "trainer.enable_autolog_hparams"),
     # of a sweep; a run's configuration held them in versions before 0.4
@@ -34,9 +34,9 @@ STANDING_VALUES: dict[str, Any] = {
     "trainer.enable_model_summary": False,
     "callbacks.checkpoints.every_minutes": 5.0,
 }
-# Of Lightning's callbacks those that only look on, as the group monitors does.
+# Of Lightning's callbacks those that only observe, as the group monitors does.
 # fmt: off
-_ONLOOKERS = frozenset(
+_MONITORS = frozenset(
     {
         "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "ProgressBar",
         "RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar",
@@ -85,13 +85,13 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config.get("model")
     residual = isinstance(model, Mapping) and str(model.get("_target_")).startswith(_RESIDUAL)
     new = NEW_AND_BEFORE | NEW_OF_RESIDUAL if residual else NEW_AND_BEFORE
-    looking_on = tuple(f"callbacks.{name}." for name in _onlookers(config.get("callbacks")))
+    monitors = tuple(f"callbacks.{name}." for name in _monitors(config.get("callbacks")))
     for key, value in flatten(config):
         if changes_no_result(key) or (key in new and value == new[key]):
             continue
         # a new password makes no other run
         secret = any(is_credential(part, value) for part in key.split("."))
-        if secret or key.startswith(looking_on):
+        if secret or key.startswith(monitors):
             continue
         standing = next((name for name in STANDING_VALUES if _lies_below(key, name)), None)
         if standing is None:
@@ -107,10 +107,10 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _onlookers(callbacks: Any) -> Iterator[str]:
+def _monitors(callbacks: Any) -> Iterator[str]:
     for name, node in callbacks.items() if isinstance(callbacks, Mapping) else ():
         target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
-        if target.startswith("lightning.") and target.rpartition(".")[2] in _ONLOOKERS:
+        if target.startswith("lightning.") and target.rpartition(".")[2] in _MONITORS:
             yield str(name)
 
 
@@ -143,7 +143,12 @@ def _lies_below(key: str, name: str) -> bool:
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves; lists and empty dictionaries are leaves."""
+    """Dotted keys and leaves; lists and empty dictionaries are leaves.
+
+    Args:
+        config: dictionaries within dictionaries.
+        prefix: of every key.
+    """
     for key, value in config.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:

@@ -105,7 +105,14 @@ def learning_curves(ranking: Ranking) -> Figure | None:
 
 
 def accuracy_over_key(ranking: Ranking, keys: Sequence[Key], x: Key, lines: Key | None) -> Figure:
-    """Accuracy over a numeric key, each run a dot, a line through the means of each second key."""
+    """Accuracy over a numeric key, each run a dot, a line through the means of each second key.
+
+    Args:
+        ranking: of one data set.
+        keys: all that differ between its runs.
+        x: numeric.
+        lines: None: a single line.
+    """
     if lines and len(lines.levels) > _LEVELS:
         lines = None
     figure, axes = _new()
@@ -158,7 +165,12 @@ def heat_map(ranking: Ranking, keys: Sequence[Key], x: Key, y: Key) -> Figure | 
 
 
 def trade_off(ranking: Ranking, cost: str) -> Figure | None:
-    """Accuracy against ``fit_s`` or ``parameters``: runs, configurations, and the Pareto front."""
+    """Accuracy against ``fit_s`` or ``parameters``: runs, configurations, and the Pareto front.
+
+    Args:
+        ranking: of one data set.
+        cost: ``fit_s`` or ``parameters``.
+    """
     groups = with_values(ranking.ranked, cost)
     if len(groups) < 2:
         return None

@@ -194,7 +194,12 @@ def mcnemar(right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]) -> tuple[flo
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats in both, cheapest first."""
+    """Indices of the points that no other beats in both, cheapest first.
+
+    Args:
+        costs: the less, the better.
+        gains: of the same points; the more, the better.
+    """
     front: list[int] = []
     best = -math.inf
     for index in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):

@@ -110,7 +110,12 @@ def destination(path: Path, out: Path | None) -> Path:
 
 
 def compare_runs(path: Path, reader: Reader) -> Report | None:
-    """Reads and compares; None where there is nothing, not even a broken record."""
+    """Reads and compares; None where there is nothing, not even a broken record.
+
+    Args:
+        path: what the page is called by.
+        reader: of the folder.
+    """
     reading = reader.read()
     if not reading.runs and not reading.broken:
         return None

@@ -390,7 +390,13 @@ def build_network(cfg: DictConfig, classes: int, width: int) -> nn.Module:
 
 
 def from_the_dataset(model: DictConfig, classes: int, width: int) -> dict[str, int]:
-    """The arguments of a network that it leaves to the dataset."""
+    """The arguments of a network that it leaves to the dataset.
+
+    Args:
+        model: the group's node; what it sets stays.
+        classes: of the dataset.
+        width: S of its images, (3, S, S).
+    """
     _, names = _takes(target := model["_target_"])
     known = {"num_classes": classes, "image_size": width}
     assert set(known) == FROM_THE_DATASET["model"]
@@ -473,7 +479,7 @@ def _trainer(
     trainer: Trainer = _build(
         "trainer",
         resolved["trainer"],
-        plugins=_plugins(cfg),
+        plugins=plugins_of(cfg),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=str(run_dir),
@@ -485,7 +491,7 @@ def _trainer(
     return trainer
 
 
-def _plugins(cfg: DictConfig) -> list[Any]:
+def plugins_of(cfg: DictConfig) -> list[Any]:
     """The configured plugins, and what tells Lightning who started this process.
 
     Left to itself Lightning looks at variables that lie about in shells (`distributed`).

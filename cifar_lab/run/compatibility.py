@@ -57,7 +57,7 @@ def check(config: dict[str, Any]) -> None:
             f"trainer.val_check_interval={interval}: what is selected would hang on the clock, and "
             "no run could be repeated; must be a number of batches or a share of the epoch"
         )
-    _check_strategy(config["trainer"])
+    check_strategy(config["trainer"])
     if config["tta"] not in VIEWS:
         raise InputError(f"tta={config['tta']}: must be {', '.join(VIEWS)}")
     callbacks = list(_callbacks(config))
@@ -111,7 +111,7 @@ def _check_monitor_changes_nothing(callback: _Callback) -> None:
     if callback.path.startswith("monitors.") and changes:
         raise InputError(
             f"{callback.path}: {callback.kind.__name__} has a part in the result, and monitors "
-            f"only look on; it belongs in callbacks.{callback.path.partition('.')[2]}"
+            f"only observe; it belongs in callbacks.{callback.path.partition('.')[2]}"
         )
 
 
@@ -173,7 +173,7 @@ def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
 # --- devices --------------------------------------------------------------------------------------
 
 
-def _check_strategy(trainer: dict[str, Any]) -> None:
+def check_strategy(trainer: dict[str, Any]) -> None:
     """Refuses what would end in Lightning's or torch's own error once processes have started."""
     from lightning.pytorch.strategies import (
         DDPStrategy,

@@ -273,7 +273,12 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
 
 
 def tested_checkpoint(folder: Path, record: RunRecord) -> tuple[Path, dict[str, Any]]:
-    """The file with the weights that a run tested, and what it holds; DamagedError as `load`."""
+    """The file with the weights that a run tested, and what it holds; DamagedError as `load`.
+
+    Args:
+        folder: of the run.
+        record: of the run.
+    """
     if record.tested == "best" and record.best_step is not None:
         return files.best_checkpoint(folder, record.best_step)
     # an older version did not record the step

@@ -199,7 +199,13 @@ def _repeat(asked: Request, record: RunRecord) -> None:
 
 
 def check_images(asked: Request, parts: Parts, record: RunRecord | None) -> None:
-    """Raises InputError where the images are not those of the sweep's plan or the folder's run."""
+    """Raises InputError where the images are not those of the sweep's plan or the folder's run.
+
+    Args:
+        asked: with the sweep's digest, where it is a job of one.
+        parts: built, the data open.
+        record: of the run that the folder holds; None: of none.
+    """
     found = parts.data.dataset.digest
     if asked.images is not None and found != asked.images:
         raise InputError(

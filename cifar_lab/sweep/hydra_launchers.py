@@ -72,7 +72,7 @@ def run_grid(
     for number, label in enumerate(labels):
         done = returned[number] if number < len(returned) else None
         folder = _reported(done) or folders[number]
-        if reason := _failure(folder, done, lost):
+        if reason := failure(folder, done, lost):
             name = " ".join(f"{key}={value}" for key, value in label.items()) or folder.name
             failed.append(f"  {name}: {reason}; folder: {folder}")
     if lost:
@@ -113,7 +113,7 @@ def _reported(done: JobReturn | None) -> Path | None:
     return Path(str(done.hydra_cfg.hydra.runtime.output_dir))
 
 
-def _failure(folder: Path, done: JobReturn | None, lost: str) -> str:
+def failure(folder: Path, done: JobReturn | None, lost: str) -> str:
     """Why a job counts as failed; empty where its record says that it doesn't."""
     record = record_of(folder)
     if record is not None and record.status not in ("finished", "pruned"):

@@ -113,7 +113,7 @@ def run_grid(
     known, on_cpu = folder.threads(), Findings([], "cpu", 1, 1)
     threads = known or _threads(make_slots(on_cpu, master.sweep.slots, most=len(batch)))
     points = [with_threads(point, threads) for point in composed]
-    images = {} if known is None else _settled(folder, points)
+    images = {} if known is None else settled_images(folder, points)
     asked = [i for i in range(len(points)) if i not in images]
     findings = check_points([points[i] for i in asked]) if asked else on_cpu
     images |= zip(asked, findings.images, strict=True)
@@ -137,6 +137,11 @@ def run_grid(
 
 def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Override]) -> int:
     """Runs what an Optuna study asks for; returns the exit status.
+
+    Args:
+        master: the sweep's own configuration.
+        loader: Hydra's.
+        overrides: parsed; those that are a sweep span the space.
 
     Raises:
         InputError, Interrupted: as `run_grid`.
@@ -253,7 +258,7 @@ def check_points(points: Sequence[Point]) -> Findings:
     return findings
 
 
-def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
+def settled_images(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
     """By index, the points that have ended, on the images that they would use now: their digest.
 
     Raises:
@@ -266,7 +271,7 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
         if data := [record.data for record in records if record.status in SETTLED]:
             ended[i] = data
     different = {data_key(points[i].config): points[i] for i in reversed(ended)}
-    opened = dict(zip(different, _open_data(list(different.values())), strict=True))
+    opened = dict(zip(different, open_data(list(different.values())), strict=True))
     settled = {}
     for i, data in ended.items():
         found = opened[data_key(points[i].config)]
@@ -281,7 +286,9 @@ def _settled(folder: SweepFolder, points: Sequence[Point]) -> dict[int, str]:
     return settled
 
 
-def _open_data(points: Sequence[Point]) -> list[Found]:
+def open_data(points: Sequence[Point]) -> list[Found]:
+    """Has a worker open the images of each point; InputError where it was killed twice."""
+
     def request(reply: Connection) -> Open:
         return Open([point.cfg for point in points], reply)
 
@@ -312,6 +319,11 @@ def _ask_worker(target: str, request: Callable[[Connection], Any]) -> Any:
 
 def make_slots(findings: Findings, per_device: int | None, *, most: int) -> list[Slot]:
     """The places jobs run in; on CUDA each shows its processes the GPUs of that place alone.
+
+    Args:
+        findings: of the check of the points.
+        per_device: jobs at a time on each; None: 1 on a GPU, on the CPU one per core, 8 at most.
+        most: more are never needed.
 
     Raises:
         InputError: a job asks for more GPUs than there are.

@@ -34,14 +34,14 @@ LIBRARIES = (
     "torch.utils.tensorboard",
     "torchmetrics",
 )
-ROOMS = ("data", "model", "training")
+PACKAGES = ("data", "model", "training")
 
 
 def _load() -> None:
     for name in (*LIBRARIES, "cifar_lab.sweep.worker"):
         import_module(name)
-    for room in ROOMS:
-        package = import_module(f"cifar_lab.{room}")
+    for name in PACKAGES:
+        package = import_module(f"cifar_lab.{name}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 import_module(module.name)

@@ -24,6 +24,10 @@ def write_results(sweep_dir: Path, jobs: Sequence[SweepJob]) -> None:
 
     Accuracies are fractions; ``fit_s`` is seconds. A disk that refuses does not end the sweep: the
     records hold all of it.
+
+    Args:
+        sweep_dir: the sweep's folder.
+        jobs: in the order of the rows.
     """
     swept = list(dict.fromkeys(key for job in jobs for key in job.point.swept))
     columns = ["job", "status", *swept, "seed", "epochs", *_METRICS, "fit_s", "error"]

@@ -81,7 +81,7 @@ def open_study(
         raise InputError(hide(f"sweep.storage={storage}: {text}")) from error
     if [d.name.lower() for d in study.directions] != directions:
         raise InputError(f"sweep.study={settings['study']}: holds a study of other objectives")
-    _check_space(study, space)
+    check_space(study, space)
     # a study that is taken up again goes on in its sequence: it must not draw its beginning twice
     seed = settings["seed"] + len(study.get_trials(deepcopy=False))
     if settings["storage"] is not None:  # nor what another machine draws at the same moment
@@ -97,7 +97,7 @@ def open_study(
     return study
 
 
-def _check_space(study: optuna.Study, space: Space) -> None:
+def check_space(study: optuna.Study, space: Space) -> None:
     """Refuses a key whose values Optuna can't hold together with those of the study's trials."""
     for trial in study.get_trials(deepcopy=False):
         for key in trial.distributions.keys() & space.distributions.keys():

@@ -36,7 +36,11 @@ class Space:
     fixed: Sequence[str]
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """A point of the space as overrides."""
+        """A point of the space as overrides.
+
+        Args:
+            values: by key, one for each distribution.
+        """
         return [*self.fixed, *(f"{key}={values[key]}" for key in self.distributions)]
 
     def probes(self) -> Iterator[dict[str, Any]]:

@@ -185,7 +185,7 @@ def run_job(task: Task) -> int:
     )
     try:
         if task.on_gpus:
-            _check_gpu(task.cfg)
+            check_gpu(task.cfg)
         return run(asked)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -213,7 +213,7 @@ def run_job(task: Task) -> int:
         return status
 
 
-def _check_gpu(cfg: DictConfig) -> None:
+def check_gpu(cfg: DictConfig) -> None:
     """Raises InputError where the job would train on the CPU in a place that is a GPU's."""
     name = str(cfg.trainer.get("accelerator", "auto"))
     if name != "cpu" and accelerator(name) == "cpu":

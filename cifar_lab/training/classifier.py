@@ -85,8 +85,8 @@ class Classifier(LightningModule):
         self.network = network
         self._frozen = list(frozen)
         self._tta = tta
-        self._distillation = distillation
-        self._hard_examples = hard_examples
+        self.distillation = distillation
+        self.hard_examples = hard_examples
         self._loss = loss
         self._make_optimizer = (
             optimizer if isinstance(optimizer, OptimizerFactory) else OptimizerFactory(optimizer)
@@ -124,7 +124,7 @@ class Classifier(LightningModule):
     @property
     def proxy(self) -> nn.Module | None:
         """The network that chooses the images, where there is one."""
-        return None if self._hard_examples is None else self._hard_examples.proxy
+        return None if self.hard_examples is None else self.hard_examples.proxy
 
     @property
     def frozen_parameter_count(self) -> int:
@@ -236,8 +236,8 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         """The loss gets its own precision back; the teachers come to the device."""
         self._widen_loss()
-        if self._distillation is not None:
-            self._distillation.to(self.device)
+        if self.distillation is not None:
+            self.distillation.to(self.device)
 
     def on_test_start(self) -> None:
         """The loss gets its own precision back."""
@@ -257,17 +257,17 @@ class Classifier(LightningModule):
 
     def loss_again(self, batch: Batch) -> Tensor:
         """What a step minimizes, of its batch once more: a forward pass that no metric counts."""
-        if self._hard_examples is not None:
-            batch = self._hard_examples.chosen  # what the first pass has chosen
+        if self.hard_examples is not None:
+            batch = self.hard_examples.chosen  # what the first pass has chosen
         images, labels = batch
         logits = self(images)
         return self._objective(self._wide_loss(logits, labels), logits, images)
 
     def _objective(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """The loss on the labels, or what a teacher makes of it."""
-        if self._distillation is None:
+        if self.distillation is None:
             return loss
-        return self._distillation(loss, logits, images)
+        return self.distillation(loss, logits, images)
 
     def _wide_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)  # a loss in bfloat16 has 3 digits
@@ -323,8 +323,8 @@ class Classifier(LightningModule):
                 parameter.grad = None
 
     def _training_loss(self, batch: Batch, step: int | Tensor) -> Tensor:
-        if self._hard_examples is not None:
-            batch = self._hard_examples.choose(batch)
+        if self.hard_examples is not None:
+            batch = self.hard_examples.choose(batch)
         loss, logits = self._loss_and_logits(batch, self._train_sums)
         loss = self._objective(loss, logits, batch[0])
         with torch.no_grad():
@@ -436,8 +436,8 @@ class Classifier(LightningModule):
             self._train_sums += self._carried.to(self._train_sums)
             self._carried = None
         self._followers = followers(callbacks_of(self.trainer))
-        if self._hard_examples is not None:
-            self._hard_examples.start(self.device, layout_of(self.trainer).steps)
+        if self.hard_examples is not None:
+            self.hard_examples.start(self.device, layout_of(self.trainer).steps)
         if self._graphed_step_type is not None:
             self._graphed_step = self._graphed_step_type(
                 step=self._capturable_step,
@@ -503,8 +503,8 @@ class Classifier(LightningModule):
         checkpoint["lr"] = self._lr
         checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
-        if self._hard_examples is not None:
-            checkpoint["hard_examples"] = self._hard_examples.state_dict()
+        if self.hard_examples is not None:
+            checkpoint["hard_examples"] = self.hard_examples.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the sums of an unfinished epoch up again."""
@@ -512,8 +512,8 @@ class Classifier(LightningModule):
         self._carried = checkpoint.get("train_sums")
         self._lr = checkpoint.get("lr", math.nan)
         self._validated = checkpoint.get("validated", False)
-        if self._hard_examples is not None:
-            self._hard_examples.load_state_dict(checkpoint["hard_examples"])
+        if self.hard_examples is not None:
+            self.hard_examples.load_state_dict(checkpoint["hard_examples"])
         self._metrics_before = checkpoint.get("run", {}).get("metrics", {})
 
     def on_test_epoch_start(self) -> None:
@@ -545,8 +545,8 @@ class Classifier(LightningModule):
             raise self._diverged("the training loss", step)
         # the largest weight: one read, and exact in every precision; a NaN is passed on
         weights = list(self.parameters())
-        if self._hard_examples is not None:  # of NaN the losses choose no images
-            weights += self._hard_examples.proxy.parameters()
+        if self.hard_examples is not None:  # of NaN the losses choose no images
+            weights += self.hard_examples.proxy.parameters()
         if not math.isfinite(nn.utils.get_total_norm(weights, math.inf)):
             raise self._diverged("a weight", self.global_step)
 

@@ -10,7 +10,12 @@ EVERY_N_BATCHES = 8
 
 
 def is_exchange_batch(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether this batch is one after which all processes talk."""
+    """Whether this batch is one after which all processes talk.
+
+    Args:
+        trainer: of the fit.
+        batch_idx: from 0, within the epoch.
+    """
     return trainer.world_size == 1 or (batch_idx + 1) % EVERY_N_BATCHES == 0
 
 

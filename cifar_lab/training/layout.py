@@ -149,7 +149,7 @@ class WatchLayout(Callback, SupportsMultistep):
         if stage == "fit":
             self.planned = self.ran = layout_of(trainer)
         elif stage == "test":
-            self._to_test = _fingerprint(pl_module)
+            self._to_test = fingerprint(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes what trainer and optimizer were made with."""
@@ -164,7 +164,7 @@ class WatchLayout(Callback, SupportsMultistep):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes which weights were validated, before a callback puts others in their place."""
-        self._validated = _fingerprint(pl_module)
+        self._validated = fingerprint(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes when; averages have given way to the weights by now, and are in the checkpoint."""
@@ -173,7 +173,7 @@ class WatchLayout(Callback, SupportsMultistep):
             return
         self.validated_step = trainer.global_step
         if _keeps_averages(trainer):
-            self._validated = _fingerprint(pl_module)
+            self._validated = fingerprint(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the epoch before."""
@@ -191,7 +191,7 @@ class WatchLayout(Callback, SupportsMultistep):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the last one."""
         self._compare(trainer, pl_module)
-        self._last = _fingerprint(pl_module)
+        self._last = fingerprint(pl_module)
 
     def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now, planned = layout_of(trainer), self.planned
@@ -207,7 +207,7 @@ class WatchLayout(Callback, SupportsMultistep):
         if lr is not None:
             self._compare_lr(float(lr), trainer.global_step - 1)
         unmoved = self.validated_step == trainer.global_step
-        if unmoved and not _same(self._validated, _fingerprint(pl_module)):
+        if unmoved and not _same(self._validated, fingerprint(pl_module)):
             self._say(
                 "validated",
                 "the weights were changed after their validation and before the next step: what "
@@ -224,7 +224,7 @@ class WatchLayout(Callback, SupportsMultistep):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the weights of the test with those that were put in place for it."""
-        if not _same(self._to_test, _fingerprint(pl_module)):
+        if not _same(self._to_test, fingerprint(pl_module)):
             self._say(
                 "tested",
                 "the weights were changed for the test: what test/... says is of others than the "
@@ -251,7 +251,7 @@ class WatchLayout(Callback, SupportsMultistep):
                 f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
                 "the learning rates are laid out for",
             )
-        if not _keeps_averages(trainer) and not _same(self._last, _fingerprint(pl_module)):
+        if not _keeps_averages(trainer) and not _same(self._last, fingerprint(pl_module)):
             self.changed_at_the_end = True
             self._say(
                 "end",
@@ -303,7 +303,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _fingerprint(module: nn.Module) -> list[int]:
+def fingerprint(module: nn.Module) -> list[int]:
     """Of weights and running statistics, by tensor: the sum of their bits, read as integers.
 
     No rounding: it is the same on every device, and Lightning takes a network from the GPU to the

@@ -43,7 +43,12 @@ def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
 
 @independent_of_length
 def constant(step: int, total_steps: int) -> float:
-    """1 throughout; the only one that doesn't depend on the length of the fit."""
+    """1 throughout; the only one that doesn't depend on the length of the fit.
+
+    Args:
+        step: optimizer steps made.
+        total_steps: of the whole fit.
+    """
     return 1.0
 
 

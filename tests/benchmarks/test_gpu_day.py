@@ -88,7 +88,7 @@ def test_tests_are_counted_however_many_run_at_a_time() -> None:
     )
     alone = f"tests/x.py::test_a PASSED   [ 50%]\n{said}\ntests/x.py::test_b[a, b] FAILED [ 99%]\n"
     for output in (parallel, alone):
-        counts, failure = blocks._read_tests(ended(output), Path())
+        counts, failure = blocks.read_tests(ended(output), Path())
         assert counts == {"passed": 1, "failed": 1, "error": 0, "skipped": 0}
         assert failure == {
             "test": "tests/x.py::test_b[a, b]",
@@ -103,7 +103,7 @@ def test_a_public_script_tells_accuracies_and_seconds() -> None:
         "|       0  |      7  |     0.9500  |   0.9340  |               |        2.1000  |\n"
         "|          |   eval  |     0.9500  |   0.9340  |       0.9402  |        2.5900  |\n"
     )
-    assert blocks._read_public(ended(output), Path()) == [
+    assert blocks.read_public(ended(output), Path()) == [
         {"test/acc": 0.9402, "test/acc_without_tta": 0.9340, "fit_s": 2.59}
     ]
 
@@ -111,7 +111,7 @@ def test_a_public_script_tells_accuracies_and_seconds() -> None:
 def test_packed_images_are_the_same_images(tmp_path: Path) -> None:
     random_images.make(tmp_path / "random", 200)
     data = tmp_path / "random" / random_images.ZIP_NAME
-    pack._compress(data, tmp_path / pack.IMAGES)
+    pack.compress(data, tmp_path / pack.IMAGES)
     again = pack.unpacked(tmp_path / pack.IMAGES, tmp_path)
     with zipfile.ZipFile(data) as one, zipfile.ZipFile(again) as other:
         assert one.namelist() == other.namelist()

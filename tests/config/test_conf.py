@@ -28,7 +28,7 @@ def test_every_file_composes_and_is_checked(name: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", ["report_cnn", "report_resnet10"])
-def test_the_report_is_followed_to_the_letter(experiment: str) -> None:
+def test_the_original_report_is_followed_to_the_letter(experiment: str) -> None:
     resolved = run_config(compose([f"experiment={experiment}"]))
     assert resolved["data"]["batch_size"] == 100
     assert resolved["data"]["val_size"] == 0

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY, record_of
 Lab = Callable[..., tuple[int, str, str]]
 
 FOLDER = REPOSITORY / "conf" / "experiment"
-EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "none")
 NARROW = {
     "cnn": ("model.width=4",),
     "resnet10": ("model.width=4", "model.num_blocks=[1,1]"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,15 @@ Lab = Callable[..., tuple[int, str, str]]
 
 def test_every_other_name_leads_to_a_key_a_group_or_an_option() -> None:
     register()
-    known, *_ = known_keys._known("", ())
-    for key, words in known_keys._OTHER_NAMES.items():
+    known, *_ = known_keys.known("", ())
+    for key, words in known_keys.OTHER_NAMES.items():
         group, chooses, option = key.partition("=")
         if chooses:
             assert (conf_dir() / group / f"{option}.yaml").is_file(), key
         else:
             assert key in known or key == "hydra.run.dir", key
         assert not set(words.split()) & set(known), key  # they are taken by nothing of ours
-    every = " ".join(known_keys._OTHER_NAMES.values()).split()
+    every = " ".join(known_keys.OTHER_NAMES.values()).split()
     assert len(every) == len(set(every))
 
 
@@ -109,8 +110,16 @@ def test_keys_are_known_with_an_experiment_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_the_flags_are_those_of_hydra() -> None:
+    flags: list[str] = []
+
+    class Collected(argparse.HelpFormatter):
+        def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+            flags.extend(flag for action in actions for flag in action.option_strings)
+
     parser = get_args_parser()
-    assert {f for a in parser._actions for f in a.option_strings} == set(messages._FLAGS)
+    parser.formatter_class = Collected
+    parser.format_help()
+    assert set(flags) == set(messages.FLAGS)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +194,12 @@ def test_flags_of_hydra_pass() -> None:
 # --- options and nodes ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", messages._OF_A_LIBRARY)
+@pytest.mark.parametrize("group", messages.OF_A_LIBRARY)
 def test_an_unknown_option_names_a_way_on_that_composes(group: str) -> None:
     with pytest.raises(InputError, match=f"conf/{group}/nothing.yaml") as refused:
         compose([f"{group}=nothing"])
-    assert messages._OF_A_LIBRARY[group] in str(refused.value)
-    example = messages._OF_A_LIBRARY[group].partition(", one of timm")[0]
+    assert messages.OF_A_LIBRARY[group] in str(refused.value)
+    example = messages.OF_A_LIBRARY[group].partition(", one of timm")[0]
     words = [word for word in example.split() if re.match(r"[+~]?[a-z]+[.=]", word)]
     if group == "data":
         words = ["data=folders", "data.root=x"]

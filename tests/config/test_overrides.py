@@ -93,7 +93,8 @@ def test_augmentation_is_left_out_however_that_is_spelt() -> None:
 @pytest.mark.parametrize("group", ["experiment", "debug", "sweep"])
 def test_a_preset_that_is_none_is_none(group: str) -> None:
     plain = run_config(compose([]))
-    assert run_config(compose([f"{group}=null"])) == plain
+    for word in ("null", "none"):
+        assert run_config(compose([f"{group}={word}"])) == plain
 
 
 def test_points_of_a_sweep_are_left_out_of_in_the_same_way() -> None:

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 
-from cifar_lab.config.compose import compose, run_config
-from cifar_lab.config.overrides import flags_first, normalized
-from cifar_lab.config.schema import TRAINER_DEFAULTS
+from cifar_lab.config.compose import compose, run_config, typed_overrides
+from cifar_lab.config.overrides import CAN_BE_NONE, flags_first, normalized
+from cifar_lab.config.schema import TRAINER_DEFAULTS, conf_dir
 from cifar_lab.config.targets import locate
 from cifar_lab.config.validate import check
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import MOVED, config_digest
+from cifar_lab.sweep.compose import Composer
+from cifar_lab.sweep.points import compose_point
 from tests.conftest import TINY, record_of
+from tests.support.hydra import hydra_of
 
 Lab = Callable[..., tuple[int, str, str]]
+PRESETS = ("experiment", "sweep", "debug")  # which nothing but the line chooses
 
 
 def digest(*overrides: str) -> str:
@@ -80,25 +84,50 @@ def test_a_runs_configuration_has_no_key_of_a_sweep() -> None:
 
 # --- leaving out ----------------------------------------------------------------------------------
 
-CAN_BE_NONE = ("augment", "callbacks", "logger", "monitors", "scheduler", "optimizer/groups")
 
-
-@pytest.mark.parametrize("group", CAN_BE_NONE)
-def test_every_way_to_leave_a_group_out_is_the_same(group: str) -> None:
-    left_out = run_config(compose([f"{group}=none"]))
-    for override in (f"{group}=null", f"~{group}", f"{group}={{}}"):
-        found = compose([override])
+def test_every_way_to_leave_a_group_out_is_the_same() -> None:
+    # all of them at once: a composition takes its time
+    none = compose([f"{group}=none" for group in CAN_BE_NONE])
+    assert run_config(none)["callbacks"] == run_config(none)["logger"] == {}
+    for spelling in ("{}=null", "~{}", "{}={{}}", "++{}=null"):
+        found = compose([spelling.format(group) for group in CAN_BE_NONE])
         check(found)
-        assert run_config(found) == left_out, override
+        assert run_config(found) == run_config(none), spelling
+        # and so in what Hydra is told and keeps in .hydra/
+        typed = [typed_overrides(cfg.hydra) for cfg in (found, none)]
+        assert typed == [[f"{group}=none" for group in CAN_BE_NONE]] * 2
 
 
-@pytest.mark.parametrize("group", ["callbacks", "monitors", "logger"])
-def test_a_file_of_ones_own_may_leave_a_group_out(group: str, tmp_path: Path) -> None:
+def test_every_group_is_needed_or_has_the_option_none() -> None:
+    needed = {"data", "model", "loss", "optimizer", "trainer"}
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"hydra"}
+    assert groups - needed == set(CAN_BE_NONE) - {"optimizer/groups"}
+    assert all((conf_dir() / group / "none.yaml").is_file() for group in CAN_BE_NONE)
+
+
+def test_a_file_of_ones_own_may_leave_a_group_out(tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
-    text = f"# @package _global_\ndefaults:\n  - override /{group}: null\n"
-    (folder / "mine.yaml").write_text(text)
-    assert run_config(compose(["experiment=mine"])) == run_config(compose([f"{group}=none"]))
+    groups = [group for group in CAN_BE_NONE if group not in PRESETS]
+    none = run_config(compose([f"{group}=none" for group in groups]))
+    for word in ("none", "null", "", "~"):
+        lines = [f"  - override /{group}: {word}" for group in groups]
+        text = "\n".join(["# @package _global_", "defaults:", *lines])
+        (folder / "mine.yaml").write_text(text)
+        found = compose(["experiment=mine"])
+        check(found)
+        assert run_config(found) == none, word
+
+
+def test_of_a_sweep_too_no_preset_is_none() -> None:
+    loader, master = hydra_of(*TINY)
+    composer = Composer(loader, master, ["experiment", "debug"])
+    words = (("none", "null"), ("null", "none"))
+    one, other = (
+        compose_point(composer, [*TINY, f"experiment={a}", f"debug={b}"]) for a, b in words
+    )
+    assert one.config == other.config == run_config(compose(list(TINY)))
+    assert (one.digest, one.overrides) == (other.digest, other.overrides)
 
 
 def test_no_schedule_is_a_constant_one() -> None:

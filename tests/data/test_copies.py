@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cifar_lab.data.copies import count_copies, lines_of, warnings_of
-from cifar_lab.data.dataset import CLASSES, Dataset, Split, number_images
-from cifar_lab.data.dataset import _keys as keys_of
+from cifar_lab.data.dataset import CLASSES, Dataset, Split, number_images, row_keys
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.records.record import Data
 from tests.data.conftest import random_split
@@ -38,7 +37,7 @@ def test_images_with_one_key_that_differ_are_no_copies() -> None:
     images = np.zeros((3, 3, 32, 32), np.uint8)
     flat = images.reshape(3, -1)
     flat[1, [7, 15]] = second, 256 - first
-    keys = keys_of(flat)
+    keys = row_keys(flat)
     assert keys[0] == keys[1]
     (numbers,) = number_images(images)
     assert numbers[0] == numbers[2] != numbers[1]

@@ -118,7 +118,7 @@ def test_jpeg_and_pixels_are_pillows() -> None:
 def test_zoom_is_scipys_linear_zoom(factor: float) -> None:
     part = int(np.ceil(32 / factor))
     at = (32 - part) // 2
-    for image, found in zip(floats()[:2], corruptions._zoomed(floats(), factor), strict=False):
+    for image, found in zip(floats()[:2], corruptions.zoomed(floats(), factor), strict=False):
         middle = image[:, at : at + part, at : at + part]
         large = ndimage.zoom(middle, (1, factor, factor), order=1)
         trim = (large.shape[1] - 32) // 2
@@ -131,7 +131,7 @@ def test_samples_are_scipys_linear_ones_with_a_mirror() -> None:
     down, right = random.uniform(-4, 4, (2, 2, 32, 32))
     modes: list[tuple[bool, Literal["reflect", "mirror"]]] = [(False, "reflect"), (True, "mirror")]
     for corners, mode in modes:
-        found = corruptions._sampled(x, columns + right, rows + down, corners=corners)
+        found = corruptions.sampled(x, columns + right, rows + down, corners=corners)
         for i in range(2):
             at = np.stack((rows + down[i], columns + right[i]))
             expected = ndimage.map_coordinates(x[i, 1], at, order=1, mode=mode)
@@ -154,7 +154,7 @@ def test_blurs_leave_an_even_image_and_keep_its_light() -> None:
             assert np.abs(corrupt(grey, name, strength).astype(int) - 100).max() <= 1
     point = np.zeros((1, 1, 32, 32), np.float32)
     point[0, 0, 16, 16] = 1
-    moved = corruptions._moved(point, 6, 2, np.array([0.0]))
+    moved = corruptions.motion_blurred(point, 6, 2, np.array([0.0]))
     assert moved.sum() == pytest.approx(1)
     assert (moved[0, 0, 16] > 0).sum() == 13  # half a Gaussian, on one side
     assert moved[0, 0, :16].sum() == 0
@@ -162,7 +162,7 @@ def test_blurs_leave_an_even_image_and_keep_its_light() -> None:
 
 @pytest.mark.parametrize("side", [16, 20, 32, 48])
 def test_terrain_fills_the_square(side: int) -> None:
-    terrain = corruptions._terrain(4, side, 2.0, np.random.default_rng(0))
+    terrain = corruptions.terrain(4, side, 2.0, np.random.default_rng(0))
     assert terrain.shape == (4, side, side)
     assert terrain.min() >= 0
     assert terrain.max() <= 1

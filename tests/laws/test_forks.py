@@ -65,7 +65,8 @@ def test_a_question_to_the_driver_would_be_seen(tmp_path: Path) -> None:
 def look(expected: str) -> int:
     """In a worker: its devices are named, and nobody has asked for one yet."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES") == expected
-    asked = torch.cuda._is_in_bad_fork() or torch.cuda._cached_device_count is not None
+    # in no other words does torch say it
+    asked = torch.cuda._is_in_bad_fork() or torch.cuda._cached_device_count is not None  # noqa: SLF001
     return 0 if named and not asked else 1
 
 

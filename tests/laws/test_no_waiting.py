@@ -263,7 +263,7 @@ def test_a_fit_on_a_gpu_waits_for_nothing_within_an_epoch(
     check_steps(fit, size=settings.get("size", 1))
 
 
-# --- whole runs of the command line, with all that looks on ---------------------------------------
+# --- whole runs of the command line, with all that observes ---------------------------------------
 
 
 RUN = (

@@ -120,19 +120,20 @@ def test_stopped_and_continued_equals_undisturbed_to_the_bit(
     arguments = (*BASE, "model=cnn", "model.width=16", *more, "trainer=gpu")
     arguments = (*arguments, "trainer.deterministic=true")
     assert lab(*arguments, first, f"hydra.run.dir={tmp_path}/whole")[0] == 0
-    pending, loss_of = [2, 9, 13], Classifier._training_loss
+    pending, forward = [2, 9, 13], Classifier.forward
 
-    def stopped(self: Classifier, batch: Any, step: Any) -> Any:
+    def stopped(self: Classifier, images: Any) -> Any:
         if (
-            pending
+            self.training
+            and pending
             and self.global_step >= pending[0]
             and not torch.cuda.is_current_stream_capturing()
         ):
             pending.pop(0)
             signal.raise_signal(signal.SIGINT)
-        return loss_of(self, batch, step)
+        return forward(self, images)
 
-    monkeypatch.setattr(Classifier, "_training_loss", stopped)
+    monkeypatch.setattr(Classifier, "forward", stopped)
     sizes = ("steps_per_call=4", "steps_per_call=2", first)
     for size in sizes:
         status, _, err = lab(*arguments, size, f"hydra.run.dir={tmp_path}/cut")

@@ -7,7 +7,9 @@ refused as CUDA refuses them. Backward passes want a real device; those are the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +135,11 @@ def test_images_stay_in_pinned_memory_where_the_device_has_no_room(
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_forward_loss_and_metrics_are_on_the_device(
-    tmp_path: Path, network: str, precision: torch.dtype, mixed: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+    precision: torch.dtype,
+    mixed: bool,
 ) -> None:
     trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False)
     torch.set_default_dtype(precision)
@@ -149,19 +155,34 @@ def test_forward_loss_and_metrics_are_on_the_device(
         schedule=constant,
         config={},
     )
-    classifier._device = CUDA
+    monkeypatch.setattr(Classifier, "device", CUDA)
     classifier.trainer = trainer
+    trainer.optimizers = [torch.optim.SGD(made.parameters(), lr=0.1)]
+    trainer.datamodule = SimpleNamespace(batch_size=8)  # type: ignore[attr-defined]  # by a connector
+    # the step as a recording gets it, up to the backward pass
+    recorded: list[Callable[..., None]] = []
+    losses: list[Tensor] = []
+    monkeypatch.setattr(classifier, "manual_backward", losses.append)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+    def keep(*, step: Callable[..., None], **_: Any) -> None:
+        recorded.append(step)
+
+    multistep = Multistep(size=4, full=7, batches=8, max_steps=None)
+    classifier.train_on(multistep, graphed_step=keep)  # type: ignore[arg-type]
     classifier.on_train_start()
+    classifier.train_on(None)
     classifier.on_test_epoch_start()
     images, labels = next(iter(loader_on(CUDA, EVERY if mixed else STANDARD)))
     batch = images.to(precision), labels
     with Waits("cuda") as waits, torch.no_grad():
-        for bad in (0, classifier._step_number):
-            loss = classifier._training_loss(batch, bad)
+        loss = classifier.training_step(batch, 0)
+        recorded[0](*batch)
         logits = classifier.test_step(batch, 0)
-    assert loss.device == logits.device == CUDA
-    own = (classifier._train_sums, classifier._held_out_sums, classifier._first_bad)
-    assert {tensor.device for tensor in own} == {CUDA}
+    assert loss is not None
+    # sums elsewhere would refuse what is added to them, or wait for it
+    made_there = (loss, *losses, logits, classifier.running_train())
+    assert [tensor.device for tensor in made_there] == [CUDA] * 4
     assert waits.found == []
 
 

@@ -1,4 +1,4 @@
-"""Run folders that commit af3b1f8 wrote, before the rooms moved."""
+"""Run folders that commit af3b1f8 wrote, before the packages were parted."""
 
 from __future__ import annotations
 

@@ -32,6 +32,13 @@ def opened(folder: Path, **fields: Any) -> RecordFile:
     return RecordFile(folder, RunRecord(status="running", **fields))
 
 
+def opened_with_its_thread(folder: Path) -> tuple[RecordFile, threading.Thread]:
+    before = set(threading.enumerate())
+    file = opened(folder)
+    (thread,) = (t for t in set(threading.enumerate()) - before if t.name == "heartbeat")
+    return file, thread
+
+
 def written(folder: Path, **fields: Any) -> Path:
     (folder / "run.json").write_text(json.dumps({**HERE, **fields}))
     return folder
@@ -59,22 +66,21 @@ def test_times_are_utc_to_the_second() -> None:
 
 
 def test_an_ending_is_written_and_the_heartbeat_ends(tmp_path: Path) -> None:
-    record = opened(tmp_path)
+    record, thread = opened_with_its_thread(tmp_path)
     before = now()
     assert record.close("failed", "why") is True
     fields = record_of(tmp_path)
     assert (fields["status"], fields["error"]) == ("failed", "why")
     assert before <= datetime.fromisoformat(fields["ended"]) <= now()
-    record._thread.join(5)
-    assert not record._thread.is_alive()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_the_heartbeat_goes_on_by_itself_in_a_thread_that_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
-    record = opened(tmp_path)
-    (thread,) = [t for t in threading.enumerate() if t.name == "heartbeat" and t is record._thread]
+    record, thread = opened_with_its_thread(tmp_path)
     assert thread.daemon
     for _ in range(2):
         (tmp_path / "run.json").unlink()

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from multiprocessing import process, util
-from multiprocessing.connection import Listener
 from pathlib import Path
 
 import pytest
 
-from cifar_lab.records.files import shorten_paths_of_sockets
 from tests.conftest import TINY, environment, merged, record_of
 
 
@@ -22,16 +18,29 @@ def long_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sockets_are_made_where_their_paths_fit(
-    long_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(long_folder))
-    config = process.current_process()._config  # type: ignore[attr-defined]  # where it is kept
-    monkeypatch.setitem(config, "tempdir", None)
-    shorten_paths_of_sockets()
-    Listener(family="AF_UNIX").close()  # multiprocessing removes the folder at its end
-    assert Path(util.get_temp_dir()).parent == Path("/tmp")
-    assert tempfile.gettempdir() == str(long_folder)
+LISTEN = """
+import tempfile
+from multiprocessing import util
+from multiprocessing.connection import Listener
+from cifar_lab.records.files import shorten_paths_of_sockets
+
+shorten_paths_of_sockets()
+Listener(family="AF_UNIX").close()
+print(util.get_temp_dir(), tempfile.gettempdir(), sep="\\n")
+"""
+
+
+def test_sockets_are_made_where_their_paths_fit(long_folder: Path) -> None:
+    # in a process of its own: multiprocessing looks for its folder once
+    printed = subprocess.run(
+        [sys.executable, "-c", LISTEN],
+        env=environment(TMPDIR=str(long_folder)),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.splitlines()
+    assert [str(Path(printed[0]).parent), printed[1]] == ["/tmp", str(long_folder)]
 
 
 @pytest.mark.slow

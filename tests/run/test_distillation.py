@@ -55,7 +55,7 @@ def built(*arguments: str) -> Parts:
 
 
 def distillation_of(parts: Parts) -> Distillation:
-    found = parts.classifier._distillation
+    found = parts.classifier.distillation
     assert found is not None
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_lab.config.validate import _check_precision, _present, accelerator
+from cifar_lab.config.validate import accelerator, check_precision, devices_present
 from cifar_lab.records.digest import NEW_AND_BEFORE, config_digest
 from tests.conftest import record_of
 from tests.support.runs import SMALL, weights
@@ -109,11 +109,11 @@ def test_what_is_no_question_of_cuda_asks_it_nothing(monkeypatch: pytest.MonkeyP
     for name in ("is_available", "device_count", "is_bf16_supported"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: pytest.fail("CUDA was asked"))
     assert accelerator("cpu") == "cpu"
-    assert _present("cpu") >= 2
+    assert devices_present("cpu") >= 2
     for precision in ("32-true", "bf16-mixed", "64-true"):
-        _check_precision(precision, "cpu")
+        check_precision(precision, "cpu")
     for precision in ("32-true", "16-mixed", "64-true"):
-        _check_precision(precision, "cuda")
+        check_precision(precision, "cuda")
 
 
 @pytest.mark.parametrize(

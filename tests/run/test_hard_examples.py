@@ -148,7 +148,7 @@ def test_a_second_pass_is_over_the_same_images_and_no_random_number_is_taken(
 ) -> None:
     cfg = compose(merged(*SMALL, *HARD))
     classifier = build(cfg, run_config(cfg), tmp_path / "unused").classifier
-    hard = classifier._hard_examples
+    hard = classifier.hard_examples
     assert hard is not None
     hard.proxy = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     hard.start(torch.device("cpu"), 5)
@@ -164,7 +164,7 @@ def test_a_schedule_free_optimizer_steps_the_proxy_too(tmp_path: Path) -> None:
     pytest.importorskip("schedulefree")
     free = ("optimizer=schedule_free", "scheduler=constant", "callbacks=schedule_free")
     cfg = compose(merged(*SMALL, *HARD, *free))
-    hard = build(cfg, run_config(cfg), tmp_path / "unused").classifier._hard_examples
+    hard = build(cfg, run_config(cfg), tmp_path / "unused").classifier.hard_examples
     assert hard is not None
     before = copy.deepcopy(hard.proxy.state_dict())["head.weight"]
     hard.start(torch.device("cpu"), 5)

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.strategies import StrategyRegistry
 
 from cifar_lab.errors import InputError
-from cifar_lab.run.compatibility import _check_strategy
+from cifar_lab.run.compatibility import check_strategy
 
 THEIRS = "lightning.pytorch.strategies"
 
@@ -29,7 +29,7 @@ def of(name: str, **arguments: Any) -> dict[str, Any]:
     ids=str,
 )
 def test_one_device_or_copies_of_the_network(strategy: object, devices: object) -> None:
-    _check_strategy({"strategy": strategy, "devices": devices})
+    check_strategy({"strategy": strategy, "devices": devices})
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_one_device_or_copies_of_the_network(strategy: object, devices: object) 
 )
 def test_others_are_one_line(strategy: object, devices: object, said: str) -> None:
     with pytest.raises(InputError) as refused:
-        _check_strategy({"strategy": strategy, "devices": devices})
+        check_strategy({"strategy": strategy, "devices": devices})
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -60,7 +60,7 @@ def test_others_are_one_line(strategy: object, devices: object, said: str) -> No
 def test_every_name_of_lightnings_is_decided() -> None:
     for name in StrategyRegistry.available_strategies():
         if name.startswith("ddp") or name == "single_device":
-            _check_strategy({"strategy": name, "devices": 1})
+            check_strategy({"strategy": name, "devices": 1})
         else:
             with pytest.raises(InputError):
-                _check_strategy({"strategy": name, "devices": 1})
+                check_strategy({"strategy": name, "devices": 1})

@@ -174,7 +174,7 @@ def meta_device() -> Iterator[None]:
         return autocast("cpu" if device_type == "meta" else device_type, *arguments, **more)
 
     module = import_module("torch.optim.optimizer")  # torch.optim itself hides it
-    known = module._get_fused_kernels_supported_devices
+    known = module._get_fused_kernels_supported_devices  # noqa: SLF001 (nothing else asks torch)
     yes: Callable[..., bool] = lambda *_, **__: True  # noqa: E731  # asks the device for a sum
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "autocast", on_cpu)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, is_timing, record_of
@@ -20,6 +21,15 @@ SMALL = (
     "model.width=4",
     "threads=1",
 )
+
+
+def begin(classifier: Classifier) -> Classifier:
+    """The classifier as where a fit on the CPU begins: `training_step` may follow."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    classifier.trainer = trainer
+    trainer.optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)]
+    classifier.on_train_start()
+    return classifier
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:

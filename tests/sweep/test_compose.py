@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.schema import TRAINER_DEFAULTS
@@ -31,18 +33,39 @@ class Counting:
 
 
 def everything(cfg: DictConfig) -> Any:
-    """What a composition holds: values and interpolations, types, flags."""
+    """What a composition holds: values and interpolations, types and what they take, flags."""
     nodes: list[Any] = []
 
-    def visit(node: Any, path: str) -> None:
-        flags = {name: node._get_flag(name) for name in ("struct", "readonly")}
-        nodes.append((path, type(node), node._metadata.ref_type, node._metadata.object_type, flags))
-        if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
-            for key in node:
-                visit(node._get_node(key), f"{path}.{key}")
+    def visit(node: DictConfig, path: str) -> None:
+        flags = OmegaConf.is_struct(node), OmegaConf.is_readonly(node)
+        nodes.append((path, OmegaConf.get_type(node), flags))
+        for key, child in dictionaries(node):
+            visit(child, f"{path}.{key}")
 
     visit(cfg, "")
-    return OmegaConf.to_container(cfg, resolve=False), nodes
+    return OmegaConf.to_container(cfg, resolve=False), nodes, taken_in(copy.deepcopy(cfg))
+
+
+def dictionaries(node: DictConfig) -> list[tuple[Any, DictConfig]]:
+    known = (k for k in node if not OmegaConf.is_missing(node, k))
+    own = [k for k in known if not OmegaConf.is_interpolation(node, str(k))]
+    return [(key, node[key]) for key in own if OmegaConf.is_dict(node[key])]
+
+
+def taken_in(node: DictConfig) -> list[tuple[str, list[str]]]:
+    """Which values every key takes, by the type that it was declared with; they stay there."""
+    found = [entry for _, child in dictionaries(node) for entry in taken_in(child)]
+    for key in map(str, node):
+        made = []
+        for probe in ("a word", 0.5, None):
+            try:
+                node[key] = probe
+            except OmegaConfBaseException as error:
+                made.append(type(error).__name__)
+            else:
+                made.append(repr(node[key]))
+        found.append((key, made))
+    return found
 
 
 FIXED = ["data=synthetic", "model=resnet10", "hydra.sweep.dir=sweep", "seed=3"]

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from cifar_lab.errors import JobFailed
 from cifar_lab.records.record import RunRecord
-from cifar_lab.sweep.hydra_launchers import _failure
+from cifar_lab.sweep.hydra_launchers import failure
 from tests.conftest import record_of
 from tests.sweep.conftest import SMALL
 from tests.sweep.test_sweep import FATE
@@ -172,7 +172,7 @@ def test_the_record_decides_whatever_the_launcher_hands_back(
 ) -> None:
     typed = None if record is None else RunRecord.model_validate(record)
     monkeypatch.setattr("cifar_lab.sweep.hydra_launchers.record_of", lambda _: typed)
-    assert _failure(tmp_path, done, lost) == reason
+    assert failure(tmp_path, done, lost) == reason
 
 
 def test_why_a_job_failed_survives_the_way_between_processes() -> None:

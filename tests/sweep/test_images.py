@@ -138,14 +138,14 @@ def test_many_finished_jobs_are_compared_by_one_opening_of_each_data_set(
 ) -> None:
     a, b = write_zip(tmp_path / "A.zip", 1), write_zip(tmp_path / "B.zip", 2)
     points = grid(tmp_path, a, b)
-    found = launch._open_data([points[0], points[3]])
+    found = launch.open_data([points[0], points[3]])
     digests = [str(each.digest) for each in found]
     for i, point in enumerate(points):
         # as older versions named them: without the images
         name = f"job{i}-{point.digest[:8]}"
         write_record(tmp_path / "sweep" / name, point.digest, digests[i // 3])
     roots = opened_by(monkeypatch)
-    settled = launch._settled(SweepFolder(tmp_path / "sweep"), points)
+    settled = launch.settled_images(SweepFolder(tmp_path / "sweep"), points)
     assert sorted(roots) == [str(a), str(b)]
     assert settled == dict(enumerate([digests[0]] * 3 + [digests[1]] * 3))
     jobs = make_jobs(
@@ -158,7 +158,7 @@ def test_many_finished_jobs_are_compared_by_one_opening_of_each_data_set(
     assert all(job.before for job in jobs)
     # other images in place of one
     write_zip(b, 3)
-    assert set(launch._settled(SweepFolder(tmp_path / "sweep"), points)) == {0, 1, 2}
+    assert set(launch.settled_images(SweepFolder(tmp_path / "sweep"), points)) == {0, 1, 2}
 
 
 def test_the_check_of_the_points_says_which_images_they_are_on(
@@ -231,8 +231,8 @@ def test_images_that_are_not_here_settle_only_a_run_on_the_official_ones(
     for i, point in enumerate(points):
         write_record(tmp_path / "sweep" / f"job{i}", point.digest, str(i) * 64)
     change(tmp_path / "sweep" / "job1", lambda record: record["data"].update(official=True))
-    monkeypatch.setattr(launch, "_open_data", lambda points: [Found()] * len(points))
-    assert launch._settled(SweepFolder(tmp_path / "sweep"), points) == {1: "1" * 64}
+    monkeypatch.setattr(launch, "open_data", lambda points: [Found()] * len(points))
+    assert launch.settled_images(SweepFolder(tmp_path / "sweep"), points) == {1: "1" * 64}
 
 
 # --- a study --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.results import write_results
 from cifar_lab.sweep.supervisor import SweepJob
 from cifar_lab.sweep.tasks import Findings
-from cifar_lab.sweep.worker import _check_gpu
+from cifar_lab.sweep.worker import check_gpu
 
 PARTS = ["data=synthetic", "model=resnet10", "model.width=4", "trainer=cpu"]
 
@@ -73,9 +73,9 @@ def test_a_job_in_a_gpus_place_does_not_train_on_the_cpu_without_a_word(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     cfg = OmegaConf.create({"trainer": {"accelerator": name}})
     if name == "cpu":
-        return _check_gpu(cfg)
+        return check_gpu(cfg)
     with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=7: the sweep gave this job that"):
-        _check_gpu(cfg)
+        check_gpu(cfg)
     return None
 
 

@@ -81,7 +81,7 @@ def test_hydras_syntax_is_optunas_distribution() -> None:
     ],
 )
 def test_what_may_change_in_a_study_is_said(then: str, here: str, said: str | None) -> None:
-    from cifar_lab.sweep.search import _check_space
+    from cifar_lab.sweep.search import check_space
     from cifar_lab.sweep.space import parse_space
 
     def space(words: str) -> Any:
@@ -90,11 +90,11 @@ def test_what_may_change_in_a_study_is_said(then: str, here: str, said: str | No
     study = optuna.create_study()
     study.ask(dict(space(then).distributions))
     if said is None:
-        _check_space(study, space(here))
+        check_space(study, space(here))
         study.ask(dict(space(here).distributions))  # which is Optuna's own check
         return
     with pytest.raises(InputError, match=r"choose another hydra\.sweep\.dir") as error:
-        _check_space(study, space(here))
+        check_space(study, space(here))
     assert said in str(error.value)
     with pytest.raises(ValueError, match=r"space|kind|configuration"):
         study.ask(dict(space(here).distributions))

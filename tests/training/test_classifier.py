@@ -19,6 +19,7 @@ from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
 from cifar_lab.training.schedules import constant, cosine
 from tests.conftest import FEED
+from tests.support.runs import begin
 
 SCHEDULE = partial(cosine, warmup_fraction=0.1, final_factor=0.0)
 EPOCHS = 2
@@ -129,7 +130,8 @@ def test_mixed_labels_count_as_the_larger_share() -> None:
     labels = 0.7 * nn.functional.one_hot(larger, 10) + 0.3 * nn.functional.one_hot(smaller, 10)
     answers = torch.cat([larger[:5], smaller[5:8], neither[8:]])
     logits = 3.0 * nn.functional.one_hot(answers, 10)
-    classifier._loss_and_logits((logits, labels), classifier.running_train())
+    begin(classifier)
+    classifier.training_step((logits, labels), 0)
     loss_sum, correct, count = classifier.running_train().tolist()
     assert (correct, count) == (5, 12)
     assert loss_sum / 12 == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))

@@ -342,18 +342,18 @@ def test_weights_are_told_by_their_bits_wherever_and_however_they_lie() -> None:
     torch.manual_seed(0)
     first = nn.Conv2d(16, 64, 3)
     network = nn.Sequential(first, nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3))
-    before = layout._fingerprint(network)
+    before = layout.fingerprint(network)
     # another order of the same numbers: a norm, added up in another order, has other last bits
-    assert layout._fingerprint(network.to(memory_format=torch.channels_last)) == before
+    assert layout.fingerprint(network.to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
         first.weight[0, 0, 0, 0] = torch.nextafter(first.weight[0, 0, 0, 0], torch.tensor(9.0))
-    assert layout._fingerprint(network) != before
+    assert layout.fingerprint(network) != before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_of_every_precision_are_told(dtype: torch.dtype) -> None:
     network = nn.Linear(3, 2).to(dtype)
-    before = layout._fingerprint(network)
+    before = layout.fingerprint(network)
     with torch.no_grad():
         network.weight[0, 0] += 1
-    assert layout._fingerprint(network) != before
+    assert layout.fingerprint(network) != before

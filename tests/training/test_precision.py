@@ -16,6 +16,7 @@ from cifar_lab.training.callbacks.grad_norm import GradNorm
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.schedules import constant
 from tests.conftest import TINY, record_of
+from tests.support.runs import begin
 
 Lab = Callable[..., tuple[int, str, str]]
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
@@ -82,17 +83,19 @@ def test_a_step_counts_exactly(dtype: torch.dtype, mixed: bool) -> None:
         dtype
     )
     target = nn.functional.one_hot(labels, 10).to(dtype) if mixed else labels
-    module, sums = of(logits, nn.CrossEntropyLoss()), torch.zeros(3, dtype=torch.float64)
+    module = begin(of(logits, nn.CrossEntropyLoss()))
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # as Lightning's half precision has it in a step
     try:
         for _ in range(3):
-            loss, _ = module._loss_and_logits((torch.empty(387, 0), target), sums)
+            loss = module.training_step((torch.empty(387, 0), target), 0)
     finally:
         torch.set_default_dtype(before)
     correct, expected = numpy_of(logits.double().numpy(), labels.numpy())
+    sums = module.running_train()
     assert sums[1:].tolist() == [3 * correct, 3 * 387]
     assert float(sums[0]) == pytest.approx(3 * 387 * expected, rel=1e-6)
+    assert loss is not None
     loss.backward()
     gradient = module.network.get_parameter("logits").grad
     assert gradient is not None
@@ -116,13 +119,17 @@ class Weighted(nn.CrossEntropyLoss):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_gradient_s_norm_is_that_of_its_numbers(dtype: torch.dtype) -> None:
+def test_the_gradient_s_norm_is_that_of_its_numbers(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = of(torch.zeros(300, 10, dtype=dtype), nn.CrossEntropyLoss())
     gradient = 700 * torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
     module.network.logits.grad = gradient.to(dtype)  # in float16 the norm of this is infinite
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log_with_epoch", logged.update)
     GradNorm().on_train_epoch_end(None, module)  # type: ignore[arg-type]
     expected = float(gradient.to(dtype).double().norm())
-    assert module._with_epoch["grad_norm"] == pytest.approx(expected, rel=1e-6)
+    assert logged["grad_norm"] == pytest.approx(expected, rel=1e-6)
 
 
 AVERAGES: tuple[tuple[str, ...], ...] = (
@@ -159,25 +166,25 @@ def test_such_an_average_would_stand_still() -> None:
 
 
 def test_a_dampened_fused_sgd_has_no_scaler() -> None:
-    from cifar_lab.config.validate import _check_fused
+    from cifar_lab.config.validate import check_fused
 
     sgd = {"fused": True, "momentum": 0.9, "dampening": 0.1}
     with pytest.raises(InputError, match=r"^optimizer.dampening=0.1: .* set optimizer.fused=false"):
-        _check_fused({"precision": "16-mixed"}, sgd, "cuda")
+        check_fused({"precision": "16-mixed"}, sgd, "cuda")
     for fine in ({"precision": "bf16-mixed"}, {"precision": "16-true"}):
-        _check_fused(fine, sgd, "cuda")
-    _check_fused({"precision": "16-mixed"}, {**sgd, "fused": False}, "cuda")
+        check_fused(fine, sgd, "cuda")
+    check_fused({"precision": "16-mixed"}, {**sgd, "fused": False}, "cuda")
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RMSprop", "Adagrad"])
 def test_float16_has_no_room_for_squares_of_gradients(name: str) -> None:
-    from cifar_lab.config.validate import _check_squares
+    from cifar_lab.config.validate import check_squares
 
     node = {"_target_": f"torch.optim.{name}"}
     with pytest.raises(InputError, match=f"^trainer.precision=16-true: {name} keeps squares"):
-        _check_squares({"precision": "16-true"}, node)
-    _check_squares({"precision": "bf16-true"}, node)
-    _check_squares({"precision": "16-true"}, {"_target_": "torch.optim.SGD"})
+        check_squares({"precision": "16-true"}, node)
+    check_squares({"precision": "bf16-true"}, node)
+    check_squares({"precision": "16-true"}, {"_target_": "torch.optim.SGD"})
 
 
 def test_with_them_adamw_would_go_elsewhere_and_stay_finite() -> None:

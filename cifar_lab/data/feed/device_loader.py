@@ -70,6 +70,9 @@ class BatchLoader(EpochLoader):
     labels, (B,) int64 or, where the pipeline mixes samples, (B, C) float32; both on `device`.
     Nothing here waits for a GPU.
 
+    Attributes:
+        images: as they were given; never written to.
+
     Args:
         images: (N, 3, H, W) uint8 of a whole split, on `device` or in pinned memory (see `place`).
         labels: (N,) int64 of the whole split, on the CPU.
@@ -102,7 +105,7 @@ class BatchLoader(EpochLoader):
         assert len(indices) == share.count
         self.share = share
         self.device = device
-        self._images = images
+        self.images = images
         self._labels = labels
         self._indices = indices
         self._pipeline = pipeline
@@ -118,7 +121,7 @@ class BatchLoader(EpochLoader):
 
     def plan(self, epoch: int) -> Plan:
         """Draws the whole epoch at once; a function of (seed, epoch) and the rank."""
-        share, size = self.share, self._images.shape[-1]
+        share, size = self.share, self.images.shape[-1]
         order = epoch_order(share.count, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
         rows = self._indices[share.of(order)]
         draws = self._pipeline.draw(share.count, stream(self._seed, epoch, "augment"), size)
@@ -127,7 +130,7 @@ class BatchLoader(EpochLoader):
         )
         draws |= {name: draw[order] for name, draw in lasting.items()}
         return Plan(
-            order=_sent(rows, self._images.device),
+            order=_sent(rows, self.images.device),
             labels=_sent(self._labels[rows], self.device),
             draws={name: _sent(share.of(draw), self.device) for name, draw in draws.items()},
             side=self._pipeline.side(epoch),
@@ -173,13 +176,13 @@ class BatchLoader(EpochLoader):
 
     def _gathered(self, rows: Tensor) -> Tensor:
         # by type: torch.device("cuda") is not equal to the cuda:0 that it names
-        if self._images.device.type == self.device.type:
-            return self._images.index_select(0, rows)
+        if self.images.device.type == self.device.type:
+            return self.images.index_select(0, rows)
         # A buffer of its own for every batch: torch's pinned allocator does not hand it out again
         # before the copy out of it is over
-        shape = (len(rows), *self._images.shape[1:])
+        shape = (len(rows), *self.images.shape[1:])
         buffer = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        torch.index_select(self._images, 0, rows, out=buffer)
+        torch.index_select(self.images, 0, rows, out=buffer)
         return buffer.to(self.device, non_blocking=True)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:

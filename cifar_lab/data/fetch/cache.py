@@ -137,7 +137,13 @@ class Entry:
             return None
 
     def store(self, train: Split, test: Split, *, origin: Origin) -> None:
-        """Writes the entry, beside the old one and in its place only when whole (hold the lock)."""
+        """Writes the entry, beside the old one and in its place only when whole (hold the lock).
+
+        Args:
+            train: (N, 3, H, W) uint8 and labels.
+            test: likewise.
+            origin: where they are from, for the next who looks for them.
+        """
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             # First, lest a crash half-way leave new images under the old source's fingerprint.

@@ -93,6 +93,10 @@ def list_folder(root: Path, classes: tuple[str, ...] | None) -> Listing:
 def list_zip(path: Path, classes: tuple[str, ...] | None) -> Listing:
     """`list_folder` inside a .zip, at its top or below one folder.
 
+    Args:
+        path: the .zip.
+        classes: as in `list_folder`.
+
     Raises:
         InputError: as `list_folder`, or the .zip is damaged.
     """
@@ -131,7 +135,13 @@ def read_folder(
 def read_zip(
     path: Path, listing: Listing, image_size: int | None = None
 ) -> tuple[Split, Split, int]:
-    """`read_folder` of a .zip."""
+    """`read_folder` of a .zip.
+
+    Args:
+        path: the .zip of the listing.
+        listing: by `list_zip`.
+        image_size: as in `read_folder`.
+    """
     top = listing.where.removeprefix(f"{path}!")
     with _open_zip(path) as archive:
         members = _members(path, archive)

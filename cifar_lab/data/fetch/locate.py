@@ -123,7 +123,14 @@ class Fetching:
 def open_from(
     *, root: str | None, cache: str | None, fetching: Fetching, archive: Archive = OFFICIAL
 ) -> Opened:
-    """`open_official`, with more to tell."""
+    """`open_official`, with more to tell.
+
+    Args:
+        root: as in `open_official`.
+        cache: likewise.
+        fetching: used where there is neither a root nor a cached copy.
+        archive: the official one that is meant.
+    """
     folder = cache_folder(cache)
     if root:
         return _open_root(root, folder, archive)

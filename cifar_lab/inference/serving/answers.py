@@ -73,7 +73,15 @@ class Answers:
     def ask(
         self, content: bytes, name: str | None, *, top: int, show_input: bool, explain: bool
     ) -> Future[Answer]:
-        """The answer to come, or InputError: it is no picture, or not one that can be answered."""
+        """The answer to come, or InputError: it is no picture, or not one that can be answered.
+
+        Args:
+            content: a picture's bytes, in any format that Pillow reads.
+            name: of its file; None: it had none.
+            top: how many classes to name, at least 1.
+            show_input: send back what the network saw.
+            explain: send back an activation map.
+        """
         return self._thread.submit(self._answer, content, name, top, show_input, explain)
 
     def close(self) -> None:

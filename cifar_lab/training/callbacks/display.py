@@ -48,7 +48,12 @@ class Display:
         return self._lines is not None
 
     def open(self, name: str, total: float | None) -> None:
-        """Draws an empty bar; does nothing without a terminal, or when it is open already."""
+        """Draws an empty bar; does nothing without a terminal, or when it is open already.
+
+        Args:
+            name: before the bar.
+            total: batches; None: nobody knows.
+        """
         if self._console is None or not self.enabled or self._lines is not None:
             return
         self._lines = _TwoLines(
@@ -77,7 +82,15 @@ class Display:
     def set(
         self, name: str, completed: int, total: float | None, left: str = "", figures: str = ""
     ) -> None:
-        """What the next drawing shows."""
+        """What the next drawing shows.
+
+        Args:
+            name: before the bar.
+            completed: batches.
+            total: batches; None: nobody knows.
+            left: behind the bar.
+            figures: the line below it.
+        """
         if self._lines is not None:
             self._lines.figures = figures
             self._lines.update(

@@ -79,13 +79,22 @@ def _draw(trainer: Trainer, module: LightningModule, boards: Sequence[TensorBoar
                 board.experiment.add_image(name, pixels, step, dataformats="HWC")
     for board in boards:
         with decoration("the precision-recall curves"):
-            _add_pr_curves(board, logits, labels, names, step)
+            add_pr_curves(board, logits, labels, names, step)
         board.save()
 
 
-def _add_pr_curves(
+def add_pr_curves(
     board: TensorBoardLogger, logits: Tensor, labels: Tensor, names: Sequence[str], step: int
 ) -> None:
+    """Writes ``precision_recall/<class>`` for each class that has an image.
+
+    Args:
+        board: where to.
+        logits: (N, C).
+        labels: (N,) int64.
+        names: of the C classes.
+        step: of the curves.
+    """
     probabilities, truth = logits.softmax(1).numpy(), labels.numpy()
     for index, name in enumerate(names):
         if (truth == index).any():  # without an image of the class there is no recall
@@ -95,7 +104,12 @@ def _add_pr_curves(
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """(C, C) counts: rows are true classes, columns predicted ones."""
+    """(C, C) counts: rows are true classes, columns predicted ones.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     counts = multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])
@@ -104,7 +118,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest cross-entropy, worst first."""
+    """Indices of the wrongly classified images with the highest cross-entropy, worst first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        count: at most this many.
+    """
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     wrong = (logits.argmax(1) != labels).nonzero().flatten()
     order = losses[wrong].argsort(descending=True, stable=True)[:count]
@@ -176,7 +196,13 @@ def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -
 
 
 def confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest probability, that one first."""
+    """Indices of the wrongly classified images with the highest probability, that one first.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        count: at most this many.
+    """
     confidence, said = logits.softmax(1).max(1)
     wrong = (said != labels).nonzero().flatten()
     order = confidence[wrong].argsort(descending=True, stable=True)[:count]

@@ -28,7 +28,11 @@ class Sample(NamedTuple):
 
 
 class Rate:
-    """Recent speed, over a sliding window of training time."""
+    """Recent speed, over a sliding window of training time.
+
+    Args:
+        window_s: length of the window.
+    """
 
     def __init__(self, *, window_s: float = WINDOW_S) -> None:
         self._window_s = window_s

@@ -25,6 +25,9 @@ class Timings(Callback, SupportsMultistep):
     one) is left out too: kernels are chosen, or compiled, for it. ``fit_s`` adds up over the starts
     of a run that was continued, and leaves out what a crash threw away; the rates are of the last
     start that made enough steps.
+
+    Args:
+        started: the `time.perf_counter` from which the start-up counts.
     """
 
     def __init__(self, *, started: float) -> None:

@@ -93,7 +93,13 @@ def validates_within_epochs(trainer: Trainer) -> bool:
 
 
 def obstacle(trainer: Trainer, data: DataModule, singly: str | None = None) -> str | None:
-    """Why every step has to be a call of its own; None: it needn't."""
+    """Why every step has to be a call of its own; None: it needn't.
+
+    Args:
+        trainer: made, with its callbacks.
+        data: of the fit.
+        singly: a reason that the classifier gives; None: it has none.
+    """
     if singly:
         return singly
     if trainer.world_size > 1:
@@ -107,12 +113,13 @@ def obstacle(trainer: Trainer, data: DataModule, singly: str | None = None) -> s
     if validates_within_epochs(trainer):
         return f"trainer.val_check_interval={trainer.val_check_interval} validates within epochs"
     for callback in callbacks_of(trainer):
-        if not isinstance(callback, SupportsMultistep) and _sees_steps(callback):
+        if not isinstance(callback, SupportsMultistep) and sees_steps(callback):
             return f"the callback {type(callback).__name__} looks at every step"
     return None
 
 
-def _sees_steps(callback: Callback) -> bool:
+def sees_steps(callback: Callback) -> bool:
+    """Whether a callback has a hook that Lightning calls at every step, or changes the step."""
     # these two change Lightning's own step
     if isinstance(callback, StochasticWeightAveraging | GradientAccumulationScheduler):
         return True

@@ -150,7 +150,7 @@ def test_a_precision_recall_curve_counts_what_lies_above_its_thresholds(tmp_path
     logits = 2 * torch.randn(500, 10, generator=generator)
     labels = torch.randint(0, 10, (500,), generator=generator)
     board = TensorBoard(save_dir=tmp_path)
-    pictures._add_pr_curves(board, logits, labels, CLASSES, 7)
+    pictures.add_pr_curves(board, logits, labels, CLASSES, 7)
     board.save()
     read = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
     read.Reload()

@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def test_the_terminal_is_left_clean_after_fit_test_and_errors(
     shown = screen.getvalue()
     assert shown.count(HIDE_CURSOR) == shown.count(SHOW_CURSOR) == 3
     assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
-    assert not bar._display.is_open
+    assert not bar.is_enabled
 
 
 def test_without_a_terminal_nothing_is_written_even_under_force_color(
@@ -195,11 +194,25 @@ def test_what_is_printed_during_training_stands_above_the_bar(
     assert "a word from the step\n" in screen.getvalue()
 
 
-def test_a_step_between_two_refreshes_reads_nothing_from_the_module(toy: Toy) -> None:
-    bar = ProgressBar()
-    bar._display.due = time.perf_counter() + 3600
+def test_a_step_between_two_refreshes_reads_nothing_from_the_module(
+    monkeypatch: pytest.MonkeyPatch,
+    screen: io.StringIO,
+    toy: Toy,
+    toy_data: MakeData,
+    make_trainer: MakeTrainer,
+) -> None:
+    monkeypatch.setattr(display, "REFRESH_S", 3600.0)
+    bar = ProgressBar(console=Console(file=screen, force_terminal=True, width=100))
     nothing: Any = None  # any access to the trainer or the module would raise
-    bar.on_train_batch_end(nothing, nothing, None, None, 0)
+    between: list[bool] = []
+
+    def step(batch: int) -> None:
+        bar.on_train_batch_end(nothing, nothing, None, None, batch)
+        between.append(bar.is_enabled)
+
+    toy.before_step = step
+    fit(bar, toy, toy_data, make_trainer, max_epochs=1)
+    assert between == [True] * 4
 
 
 def test_rate_follows_the_last_seconds_and_not_the_whole_run() -> None:

@@ -120,7 +120,7 @@ def test_the_hparams_tab_holds_typed_hyperparameters_and_every_result(run: Path)
     assert start.hparams["model.num_blocks"].string_value == "[2,2,2,2]"
     assert start.hparams["optimizer.nesterov"].string_value == "false"
     # TensorBoard takes the columns of all runs from the first "experiment" that it finds
-    assert metadata.EXPERIMENT_TAG not in events(run)._plugin_to_tag_to_content["hparams"]
+    assert metadata.EXPERIMENT_TAG not in events(run).PluginTagToContent("hparams")
     end = metadata.parse_session_end_info_plugin_data(
         events(run).SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content
     )
@@ -152,7 +152,7 @@ def test_before_the_end_the_declared_results_have_no_values(tmp_path: Path) -> N
     board.log_hyperparams(hparams_of(CONFIG))
     board.save()
     assert events(tmp_path).Tags()["scalars"] == []
-    assert metadata.SESSION_START_INFO_TAG in events(tmp_path)._plugin_to_tag_to_content["hparams"]
+    assert metadata.SESSION_START_INFO_TAG in events(tmp_path).PluginTagToContent("hparams")
 
 
 def test_a_resumed_run_continues_its_curves_without_overlap_or_gap(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import (
 
 from cifar_lab.data.feed.epoch import Multistep
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.steps.multistep import _sees_steps
+from cifar_lab.training.steps.multistep import sees_steps
 from tests.conftest import record_of
 from tests.support.runs import SMALL, same
 
@@ -89,15 +89,15 @@ def test_a_run_stopped_in_a_call_may_go_on_in_others(
     arguments = (*ARGUMENTS, "trainer.max_epochs=3")
     assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
     pending = [1, 5, 8, 12, 16]
-    loss_of = Classifier._training_loss
+    forward = Classifier.forward
 
-    def stopped(self: Classifier, batch: Any, step: Any) -> Any:
-        if pending and self.global_step >= pending[0]:
+    def stopped(self: Classifier, images: Any) -> Any:
+        if self.training and pending and self.global_step >= pending[0]:
             pending.pop(0)
             signal.raise_signal(signal.SIGINT)
-        return loss_of(self, batch, step)
+        return forward(self, images)
 
-    monkeypatch.setattr(Classifier, "_training_loss", stopped)
+    monkeypatch.setattr(Classifier, "forward", stopped)
     for size in (2, 4, 1, 3, 5):
         command = (*arguments, f"steps_per_call={size}", f"hydra.run.dir={tmp_path}/cut")
         status, _, err = lab(*command)
@@ -144,7 +144,7 @@ def test_a_callback_that_looks_at_every_step_gets_every_step_and_that_is_said_on
     ],
 )
 def test_who_looks_at_every_step_is_known(callback: Callback, sees: bool) -> None:
-    assert _sees_steps(callback) is sees
+    assert sees_steps(callback) is sees
 
 
 @pytest.mark.parametrize(

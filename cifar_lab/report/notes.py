@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -172,7 +172,6 @@ def _setting(run: Run, key: str) -> str:
     return repr(value) if isinstance(value, float) else text_of(value)
 
 
-def _list(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    shown = separator.join(names[:_LISTED])
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

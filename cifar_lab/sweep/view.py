@@ -17,18 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cifar_lab.formats import clock
 from cifar_lab.sweep.results import write_results
 from cifar_lab.sweep.supervisor import SweepJob
 
 _STYLE = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "red"}
 _ORDER = ("running", "failed", "diverged", "queued", "finished", "pruned", "interrupted")
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 class SweepView:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.config.command import Parser, run_command, table_console, usage_in
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from cifar_lab.inference.evaluation import Evaluation
     from cifar_lab.inference.robustness import Robustness
     from cifar_lab.run.load import Run
-
-_USAGE = (
-    "python -m cifar_lab.evaluate RUN... [--data PATH] [--ckpt best|last|FILE] "
-    "[--tta none|flip|flip+shift] [--corrupt] [--json] [--out DIR] [--trust MODULE]"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,7 +235,7 @@ def _json(
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--ckpt", default="best")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cifar_lab import signals
-from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.config.command import Parser, run_command, table_console, usage_in
 from cifar_lab.errors import Interrupted
 
 WATCH_S = 30.0
@@ -81,7 +81,7 @@ def _watch(path: Path, out: Path | None, seconds: float) -> NoReturn:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m cifar_lab.report PATH [--out DIR] [--watch [SECONDS]]")
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("path", type=Path, metavar="PATH")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--watch", type=_seconds, nargs="?", const=WATCH_S)

@@ -276,8 +276,8 @@ def test_the_training_and_validation_images_share_one_tensor() -> None:
     train, val = data.train_dataloader(), data.val_dataloader()
     assert isinstance(train, BatchLoader)
     assert isinstance(val, BatchLoader)
-    assert train._images is val._images
-    assert train._images.data_ptr() == data.dataset.train.images.ctypes.data
+    assert train.images is val.images
+    assert train.images.data_ptr() == data.dataset.train.images.ctypes.data
 
 
 def test_normalization_is_the_datasets_or_a_half() -> None:

@@ -147,7 +147,7 @@ def test_a_last_batch_too_short_for_all_ranks_is_left_out() -> None:
 def test_without_shuffling_and_augmentation_images_come_as_they_lie() -> None:
     loader = make_loader(shuffle=False, pipeline=Pipeline(transforms={}))
     images = torch.cat([images for images, _ in loader])
-    expected = (loader._images[10:].float() / 255 - 0.5) / 0.5
+    expected = (loader.images[10:].float() / 255 - 0.5) / 0.5
     torch.testing.assert_close(images, expected, atol=1e-6, rtol=0)
     assert list(chain(*labels_of(loader))) == list(range(10, 60))
 
@@ -162,7 +162,7 @@ def test_mixed_samples_come_with_probabilities() -> None:
     pipeline = Pipeline(transforms={"cutmix": CutMix(alpha=1.0, p=1.0)})
     pipeline.num_classes = 10
     loader = make_loader(count=10, pipeline=pipeline)
-    loader._labels %= 10
+    loader.labels %= 10
     _, labels = next(iter(loader))
     assert labels.shape == (8, 10)
     torch.testing.assert_close(labels.sum(1), torch.ones(8))
@@ -215,7 +215,7 @@ def test_a_planned_batch_is_the_same_whenever_it_is_asked_for() -> None:
 def test_a_stack_is_the_batches_that_it_holds(mix: bool, channels_last: bool) -> None:
     pipeline = Pipeline(transforms={**standard().transforms, "mix": CutMix(alpha=1.0, p=0.5)})
     loader = make_loader(pipeline=pipeline if mix else standard(), channels_last=channels_last)
-    loader._labels %= 10
+    loader.labels %= 10
     plan = loader.plan(0)
     images, labels = loader.stack(plan, 2, 4)
     assert images.shape == (4, 8, 3, 32, 32)
@@ -244,7 +244,7 @@ def test_images_stay_where_they_are_on_the_cpu() -> None:
 def test_a_gpu_gets_the_same_batches_as_the_cpu(resident: bool) -> None:
     device = torch.device("cuda")
     loader = make_loader()
-    images = place(loader._images, device) if resident else loader._images.pin_memory()
+    images = place(loader.images, device) if resident else loader.images.pin_memory()
     there = BatchLoader(
         images=images,
         labels=torch.arange(60),

@@ -63,7 +63,8 @@ class Normalized(nn.Module):
         super().__init__()
         self.network, self.tta = network, tta
         # of values in 0..255, as `cifar_lab.data.augment.Normalization` has them
-        dtype = torch.float64 if _is_double(network) else torch.float32
+        double = any(p.dtype == torch.float64 for p in network.parameters())
+        dtype = torch.float64 if double else torch.float32
         channels = (torch.tensor(c, dtype=torch.float64).view(-1, 1, 1) for c in (mean, std))
         offset, scale = (255 * c for c in channels)
         self.register_buffer("offset", offset.float().to(dtype))
@@ -381,10 +382,6 @@ def _shape(tensor: Any) -> str:
     if not isinstance(tensor, Tensor):
         return f"({type(tensor).__name__})"
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _is_double(network: nn.Module) -> bool:
-    return any(p.dtype == torch.float64 for p in network.parameters())
 
 
 _TAKEN = (

@@ -138,7 +138,7 @@ class Entry:
 
     def store(self, train: Split, test: Split, *, origin: Origin) -> None:
         """Writes the entry, beside the old one and in its place only when whole (hold the lock)."""
-        with self._writing():
+        with writing_into(self.folder.parent):
             self.folder.mkdir(parents=True, exist_ok=True)
             # First, lest a crash half-way leave new images under the old source's fingerprint.
             # Names are replaced, never bytes: what is mapped elsewhere stays what it is.
@@ -153,7 +153,7 @@ class Entry:
     def add_source(self, origin: Origin, path: Path, fingerprint: str) -> None:
         """Remembers that `path` holds these very images too (hold the lock)."""
         fingerprints = {**origin.fingerprints, str(path): fingerprint}
-        with self._writing():
+        with writing_into(self.folder.parent):
             self._write_origin(replace(origin, fingerprints=fingerprints))
 
     @contextmanager
@@ -165,7 +165,7 @@ class Entry:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._lock_path)
-        with self._writing():
+        with writing_into(self.folder.parent):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=_WAIT_SILENTLY_S)
@@ -196,11 +196,6 @@ class Entry:
     def _write_origin(self, origin: Origin) -> None:
         text = json.dumps(asdict(origin), indent=1) + "\n"
         _replace(self.folder / "dataset.json", (text.encode(),))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with writing_into(self.folder.parent):
-            yield
 
 
 @contextmanager

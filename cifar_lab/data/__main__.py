@@ -34,14 +34,16 @@ KEYS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 2 for wrong input, 130 or 143 when stopped)."""
-    stopped = "stopped; the same command goes on where this one was"
-    return run_command(arguments, _run, text=__doc__, prefix="", stopped=stopped)
-
-
-def _run(words: list[str]) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("cifar_lab.data").setLevel(logging.INFO)
-    return _verify(_given(words[1:])) if words[:1] == ["verify"] else _find(_given(words))
+    stopped = "stopped; the same command goes on where this one was"
+    return run_command(arguments, _command, text=__doc__, prefix="", stopped=stopped)
+
+
+def _command(words: list[str]) -> int:
+    if words[:1] == ["verify"]:
+        return _verify(_given(words[1:]))
+    return _find(_given(words))
 
 
 def _find(given: dict[str, Any]) -> int:

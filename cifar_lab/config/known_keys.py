@@ -65,8 +65,6 @@ _OTHER_NAMES = {
     "debug=fast": "fast_dev_run dry_run smoke_test",
 }
 _KEY_OF = {word: key for key, words in _OTHER_NAMES.items() for word in words.split()}
-# Groups of one node, whose keys are its target's arguments.
-_NODES = ("model", "loss", "optimizer", "scheduler")
 _CLOSE, _CLOSER = 0.6, 0.75
 
 
@@ -77,7 +75,7 @@ def alias(word: str) -> str | None:
 
 def said_of_unknown(key: str, overrides: Sequence[str]) -> str:
     """What to say after ``KEY: unknown key``: the option that has it, or the key that is meant."""
-    known, choices = _known(key, overrides)
+    known, choices, targets = _known(key, overrides)
     group, _, rest = key.partition(".")
     chosen = choices.get(group)
     by_option = _keys_by_option(group) if rest else {}
@@ -90,7 +88,9 @@ def said_of_unknown(key: str, overrides: Sequence[str]) -> str:
     word = _meant(key, known) or _meant(key, [k for keys in by_option.values() for k in keys])
     if word and not f"{key}.".startswith(f"{word}."):
         return f" (did you mean {word}?)"
-    return f"; +{key}=... adds it where its _target_ takes it" if group in _NODES and rest else ""
+    node = key.rpartition(".")[0]
+    takes = node in targets and node != "trainer"  # which has all of Lightning's
+    return f"; +{key}=... adds it where its _target_ takes it" if takes else ""
 
 
 def _new_in_node(path: str, known: Sequence[str], overrides: Sequence[str]) -> str:
@@ -110,7 +110,7 @@ def meant_by(word: str) -> str | None:
     from cifar_lab.config.compose import register
 
     register()
-    known, _ = _known(word, ())
+    known, _, _ = _known(word, ())
     return word if word in known else _meant(word, known)
 
 
@@ -134,8 +134,8 @@ def _close(word: str, keys: Sequence[str], *, cutoff: float) -> list[str]:
     return [by_last[near] for near in difflib.get_close_matches(word, by_last, 1, cutoff)]
 
 
-def _known(key: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The keys with what the person chose, as far as it composes, and the options of all groups."""
+def _known(key: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], set[str]]:
+    """With what the person chose, as far as it composes: keys, options, nodes with a target."""
     chosen = [o for o in overrides if _chooses(o) and o.lstrip("+").partition("=")[0] != key]
     own = searchpath_override(overrides)
     for choice in ([*chosen, *own], own, []):
@@ -149,10 +149,14 @@ def _known(key: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any
         container = OmegaConf.to_container(cfg, resolve=False)
         assert isinstance(container, dict)
         del container["hydra"]
-        keys = _of_a_person({str(name): node for name, node in container.items()})
+        nodes = {str(name): node for name, node in container.items()}
+        targets = {
+            k.removesuffix("._target_") for k, _ in flatten(nodes) if k.endswith("._target_")
+        }
+        keys = _of_a_person(nodes)
         groups = {k[: i.start()] for k in keys for i in re.finditer(r"\.", k)}
-        return sorted({*keys, *groups, *(g for g in choices if "/" not in g)}), choices
-    return [], {}
+        return sorted({*keys, *groups, *(g for g in choices if "/" not in g)}), choices, targets
+    return [], {}, set()
 
 
 def _chooses(override: str) -> bool:

@@ -25,7 +25,7 @@ Lab = Callable[..., tuple[int, str, str]]
 
 def test_every_other_name_leads_to_a_key_a_group_or_an_option() -> None:
     register()
-    known, _ = known_keys._known("", ())
+    known, *_ = known_keys._known("", ())
     for key, words in known_keys._OTHER_NAMES.items():
         group, chooses, option = key.partition("=")
         if chooses:
@@ -72,7 +72,10 @@ def test_what_was_typed_is_never_the_suggestion() -> None:
         (["callbacks.ema.decay=.9"], "with callbacks=default (callbacks=ema has it)"),
         (["data=synthetic", "data.root=x"], "(data=cifar10, cifar100, folders have it)"),
         (["scheduler.T_max=3"], "scheduler.T_max: unknown key; +scheduler.T_max=... adds it wher"),
-        (["loss.weight=[1]"], "loss.weight: unknown key; +loss.weight=... adds it where its _targ"),
+        *(
+            ([f"{key}=[1]"], f"{key}: unknown key; +{key}=... adds it where its _target_ takes it")
+            for key in ("loss.weight", "augment.sizes", "augment.transforms.crop.fill")
+        ),
         (
             ["scheduler={_target_: torch.optim.lr_scheduler.StepLR, step_size: 1, gamma: 0.1}"],
             "scheduler: unknown key in its dictionary, which adds none to the node; give "

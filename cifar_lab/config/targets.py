@@ -80,7 +80,7 @@ def check_has_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError where a node doesn't say what to build."""
     target = node.get("_target_")
     if not isinstance(target, str) or not target.strip():
-        given = f"={_shown(target)}: must be" if "_target_" in node else ": missing; must be"
+        given = f"={shown(target)}: must be" if "_target_" in node else ": missing; must be"
         raise InputError(f"{path}._target_{given} the dotted name of a class or function")
 
 
@@ -196,10 +196,10 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
             raise InputError(f"{path}._target_={target}: {_foreign(target)}")
     for key, value in flatten(config):
         if "${" in json.dumps(value):
-            raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
+            raise InputError(f"{key}={shown(value)}: a record holds values, no interpolation")
         writes = key.startswith(tuple(f"{group}." for group in _WRITING))
         if writes and (_leads_out(value) or (value and key.rpartition(".")[2] in _FOLDERS)):
-            raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
+            raise InputError(f"{key}={shown(value)}: leads out of the run folder")
 
 
 def _is_part(found: Any, allowed: Sequence[str]) -> bool:
@@ -245,7 +245,7 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             continue  # built from nodes that are checked themselves
         if isinstance(value, list) and takes_tensor(hint):
             if not value or not all(_is_number(number) for number in value):
-                raise InputError(f"{path}.{name}={_shown(value)}: must be a list of numbers")
+                raise InputError(f"{path}.{name}={shown(value)}: must be a list of numbers")
             continue  # `build` makes a tensor of it
         if isinstance(value, str) and (names := _weights_of(hint)):
             if value.rpartition(".")[2] not in names:
@@ -261,7 +261,7 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             allowed = "a list of numbers or null" if takes_tensor(hint) else _in_words(hint)
             allowed = ", ".join([*_weights_of(hint), "null"]) if _weights_of(hint) else allowed
             allowed = allowed or re.sub(r"^Input should be ", "", said)
-            raise InputError(f"{path}.{name}={_shown(value)}: must be {allowed}") from error
+            raise InputError(f"{path}.{name}={shown(value)}: must be {allowed}") from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue  # a type that no YAML value can be held against
 
@@ -289,7 +289,8 @@ def _weights_of(hint: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a person types it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_lab.errors import InputError
 from cifar_lab.records.credentials import hide, hide_by_form, masked
 from cifar_lab.records.digest import changes_no_result, flatten
-from cifar_lab.records.record import SETTLED, RunRecord
-from cifar_lab.sweep.folder import SweepFolder, record_of
+from cifar_lab.records.record import SETTLED, RunRecord, record_of
+from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.space import Space, in_words

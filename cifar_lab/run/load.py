@@ -23,7 +23,7 @@ from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_lab.data.pictures import read_picture
 from cifar_lab.data.synthetic import make_synthetic
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, listed
 from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
@@ -372,9 +372,8 @@ def _check_fit(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> No
         ),
     ]
     if differing:
-        more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
         raise InputError(
-            f"{file}: is of another network than this run's: it {', '.join(differing[:2])}{more}"
+            f"{file}: is of another network than this run's: it {listed(differing, 2)}"
         )
 
 

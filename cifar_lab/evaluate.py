@@ -90,16 +90,14 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 def _images(run: Run, root: str | None) -> tuple[DataModule, DataModule | None, tuple[str, ...]]:
     """What is measured on, and what holds the held-out images."""
-    from cifar_lab.inference.images import other_images, own_images
+    from cifar_lab.inference.images import feed_of, other_images, own_images
 
     if root is None:
         own = own_images(run)
         return own, own, ()
     data = other_images(run, root)
     if run.record.data.holds(data.dataset.digest):  # moved; the split is a matter of its rows
-        from cifar_lab.inference.images import with_held_out
-
-        return data, with_held_out(run, data), ()
+        return data, feed_of(run, data.dataset, hold_out=True), ()
     try:
         return data, own_images(run), ()
     except InputError:

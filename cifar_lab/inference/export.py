@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError, reason_of
-from cifar_lab.inference.images import other_images, own_images, with_held_out
+from cifar_lab.inference.images import feed_of, other_images, own_images
 from cifar_lab.inference.quantize import CALIBRATED_ON, quantized, quietly
 from cifar_lab.model.tta import views
 from cifar_lab.records.digest import run_digest
@@ -148,7 +148,7 @@ def images_for(run: Run, root: str | None) -> DataModule:
         return own_images(run)
     data = other_images(run, root)
     if run.record.data.holds(data.dataset.digest):
-        return with_held_out(run, data)
+        return feed_of(run, data.dataset, hold_out=True)
     return data
 
 

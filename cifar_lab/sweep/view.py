@@ -33,7 +33,6 @@ class SweepView:
         sweep_dir: where results.csv goes.
         slots: how many jobs run at a time, for the time left.
         expected: how many jobs there will be.
-        console: None is standard output.
     """
 
     def __init__(
@@ -43,13 +42,12 @@ class SweepView:
         sweep_dir: Path,
         slots: int,
         expected: int,
-        console: Console | None = None,
     ) -> None:
         self._jobs = jobs
         self._sweep_dir = sweep_dir
         self._slots = slots
         self._expected = expected
-        self._console = console or Console(highlight=False)
+        self._console = Console(highlight=False)
         self._live: Live | None = None
 
     def __enter__(self) -> Self:

@@ -177,8 +177,11 @@ class FactorSchedule(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, schedule: Callable[[int, int], float], steps: int
     ) -> None:
-        groups = optimizer.param_groups
-        super().__init__(optimizer, [_factor_of(schedule, group, steps) for group in groups])
+        factors: list[Callable[[int], float]] = [
+            partial(_factor, schedule, end_of(group, steps), "until" in group)
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, factors)
 
 
 def end_of(group: Mapping[str, Any], steps: int) -> int:
@@ -187,20 +190,8 @@ def end_of(group: Mapping[str, Any], steps: int) -> int:
     return max(1, round(share * steps))
 
 
-def _factor_of(
-    schedule: Callable[[int, int], float], group: Mapping[str, Any], steps: int
-) -> Callable[[int], float]:
-    if "until" in group:
-        return partial(_factor_until, schedule, end_of(group, steps))
-    return partial(_factor, schedule, steps)
-
-
-def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
-    return schedule(step, total_steps)
-
-
-def _factor_until(schedule: Callable[[int, int], float], end: int, step: int) -> float:
-    return schedule(step, end) if step < end else 0.0
+def _factor(schedule: Callable[[int, int], float], end: int, stops: bool, step: int) -> float:
+    return 0.0 if stops and step >= end else schedule(step, end)
 
 
 @dataclass(frozen=True)

@@ -113,15 +113,7 @@ def _data(
             {
                 "name": ranking.data_name,
                 "accuracy": selected_by(ranking),
-                "confusions": [
-                    {
-                        "label": c.label,
-                        "runs": c.runs,
-                        "counts": c.counts.tolist(),
-                        "classes": c.classes,
-                    }
-                    for c in its
-                ],
+                "confusions": [{**vars(c), "counts": c.counts.tolist()} for c in its],
             }
             for ranking, its in zip(rankings, confusions, strict=True)
         ],

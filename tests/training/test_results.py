@@ -22,7 +22,6 @@ from cifar_lab.data.dataset import (
     Split,
     digest_of,
     label_type,
-    numbered,
     split_digest,
 )
 from cifar_lab.run import summary
@@ -31,6 +30,7 @@ from cifar_lab.training.callbacks import prediction_figures as pictures
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 from tests.conftest import TINY, record_of
+from tests.support.images import numbered
 
 Lab = Callable[..., tuple[int, str, str]]
 

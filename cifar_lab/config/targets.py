@@ -25,6 +25,8 @@ RUNTIME_ARGUMENTS = {
     "data": {"augment", "seed"},
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
+# Keys of a node that are Hydra's `instantiate`'s.
+_INSTANTIATE = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 # Arguments that the dataset gives where they are null or left out.
 FROM_THE_DATASET = {"model": {"num_classes", "image_size"}}
 # What a `_target_` read back from a run folder may come from, by the group that it is a part of.
@@ -92,7 +94,7 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     arguments = {
         key: value
         for key, value in node.items()
-        if not (_is_instantiate_key(key) or key in settings or (key in from_data and value is None))
+        if not (key in _INSTANTIATE or key in settings or (key in from_data and value is None))
     }
     try:
         signature = inspect.signature(target)
@@ -147,10 +149,6 @@ def makes_scheduler(target: Any) -> bool:
 
         return issubclass(target, LRScheduler)
     return next(iter(inspect.signature(target).parameters), None) == "optimizer"
-
-
-def _is_instantiate_key(key: str) -> bool:
-    return key in ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
 def locate(path: str, target: Any) -> Any:

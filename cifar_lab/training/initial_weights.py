@@ -54,7 +54,8 @@ def read(source: Mapping[str, Any], *, offline: bool = False) -> Weights:
         return _of_torchvision(name, offline=offline)
     path = Path(source["path"])
     try:
-        tensors = _of_safetensors(path) if path.suffix == SAFETENSORS else _of_run(path)
+        is_ours = path.suffix != SAFETENSORS
+        tensors = _without_prefix(load(path)["state_dict"] if is_ours else _of_safetensors(path))
         sha256 = source_of(str(path))["sha256"]
     except DamagedError as error:
         raise InputError(f"init_from={path}: {error}; give another run or file") from error
@@ -68,16 +69,12 @@ def read(source: Mapping[str, Any], *, offline: bool = False) -> Weights:
     return Weights(tensors, sha256)
 
 
-def _of_run(path: Path) -> dict[str, Tensor]:
-    return _without_prefix(load(path)["state_dict"])
-
-
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return _without_prefix(load_file(path))
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedError(f"{path.name} can't be read as safetensors ({error})") from error
 

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.errors import InputError, reason_of
+from cifar_lab.errors import InputError
 from cifar_lab.records.files import DIGEST_CHARACTERS, DIGEST_LABEL, sync_folder
 
 log = logging.getLogger("cifar_lab")
@@ -73,7 +73,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
-        raise DamagedError(f"{path.name} can't be loaded safely: {reason_of(error)}") from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedError(f"{path.name} can't be loaded safely: {reason[0]}") from error
     if not isinstance(found, dict) or "state_dict" not in found:
         raise DamagedError(f"{path.name} is no checkpoint of a run")
     return found

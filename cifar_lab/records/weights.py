@@ -50,7 +50,12 @@ def source_of(init_from: str) -> dict[str, Any]:
             return {"torchvision": init_from}
         raise InputError(f"init_from={init_from}: no such file or folder; {ALLOWED}")
     file = _tested(f"init_from={init_from}", path, ALLOWED) if path.is_dir() else path
-    sha256 = _digest_of(f"init_from={init_from}", file, ALLOWED)
+    try:
+        status = file.stat()
+        sha256 = _digest(file.absolute(), status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"init_from={init_from}: {reason}; {ALLOWED}") from error
     return {"path": str(file.absolute()), "sha256": sha256}
 
 
@@ -70,13 +75,14 @@ def teachers_of(given: Any) -> dict[str, list[str]]:
     for text in texts:
         key, folder = f"distill.from={text}", Path(text).expanduser()
         try:
-            is_folder = folder.is_dir()
-        except OSError as error:  # a name that is too long
-            raise InputError(f"{key}: {error.strerror}; {_TEACHERS}") from error
-        if not is_folder:
-            raise InputError(f"{key}: is no folder; {_TEACHERS}")
-        file = _tested(key, folder, _TEACHERS).absolute()
-        digests.append(_digest_of(key, file, _TEACHERS))
+            if not folder.is_dir():
+                raise InputError(f"{key}: is no folder; {_TEACHERS}")
+            file = _tested(key, folder, _TEACHERS).absolute()
+            status = file.stat()
+            digests.append(_digest(file, status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{key}: {reason}; {_TEACHERS}") from error
         paths.append(str(file))
     if len({*digests}) < len(digests):
         raise InputError(f"distill.from={','.join(texts)}: names one run twice; {_TEACHERS}")
@@ -103,15 +109,6 @@ def _tested(key: str, folder: Path, allowed: str) -> Path:
             "tested; give another run or file"
         )
     return folder / name
-
-
-def _digest_of(key: str, file: Path, allowed: str) -> str:
-    try:
-        status = file.stat()
-        return _digest(file.absolute(), status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{key}: {reason}; {allowed}") from error
 
 
 @lru_cache

@@ -109,8 +109,6 @@ def plan(
     Raises:
         InputError: it can't be built as it was, or not on the same images.
     """
-    import torch
-
     started = time.perf_counter()
     folder = folder.expanduser().resolve()
     record = _finished(folder)
@@ -147,7 +145,7 @@ def plan(
         git=Git(**git_state(_PACKAGE)),
         packages=package_versions(),
         device=device_name(parts.trainer),
-        threads=torch.get_num_threads(),
+        threads=_threads(),
     )
     otherwise = made_otherwise(record.all_starts, here)
     on_cpu = parts.trainer.strategy.root_device.type == "cpu"
@@ -319,6 +317,12 @@ def _set_threads(record: RunRecord) -> None:
     if not 1 <= record.threads <= MOST_THREADS:
         raise InputError(f"threads={record.threads}: must lie in 1..{MOST_THREADS}")
     torch.set_num_threads(record.threads)
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 # --- the same result ------------------------------------------------------------------------------

@@ -26,10 +26,8 @@ def print_summary(record: RunRecord, run_dir: Path, *, console: Console | None =
     for name, value in _lines(record):
         _print_line(console, name, value, style="bold" if name == "test accuracy" else "")
     console.print()
-    _print_line(console, "run folder", str(run_dir))
-    # outputs/ holds this run and the ones to compare it with
-    outputs = next((folder for folder in run_dir.parents if folder.name == "outputs"), run_dir)
-    _print_line(console, "dashboard", shlex.join(["tensorboard", "--logdir", str(outputs)]))
+    for name, value in (("run folder", str(run_dir)), *_next_commands(run_dir)):
+        _print_line(console, name, value)
 
 
 def _print_line(console: Console, name: str, value: str, style: str = "") -> None:
@@ -110,3 +108,9 @@ def _steps(record: RunRecord) -> str:
 def _number(pattern: str, values: Mapping[str, float | None], key: str) -> str:
     value = values.get(key)
     return "" if value is None else pattern.format(value)
+
+
+def _next_commands(run_dir: Path) -> Iterator[tuple[str, str]]:
+    # outputs/ holds this run and the ones to compare it with
+    outputs = next((folder for folder in run_dir.parents if folder.name == "outputs"), run_dir)
+    yield "dashboard", shlex.join(["tensorboard", "--logdir", str(outputs)])

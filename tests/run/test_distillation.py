@@ -241,7 +241,6 @@ def test_what_can_t_teach_is_one_line(teachers: list[Path], tmp_path: Path) -> N
             built(*arguments)
         assert message in str(error.value), arguments
         assert "\n" not in str(error.value)
-        assert str(error.value).count("must be the folder of") <= 1, arguments
 
 
 def test_a_teacher_that_changed_since_is_refused(teachers: list[Path], tmp_path: Path) -> None:

@@ -12,21 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from cifar_lab.config.targets import makes_scheduler
 from cifar_lab.errors import InputError
-
-_Schedule = TypeVar("_Schedule", bound=Callable[..., float])
-
-
-def independent_of_length(schedule: _Schedule) -> _Schedule:
-    """Marks a schedule that ignores ``total_steps``: a finished fit may be made longer."""
-    schedule.independent_of_length = True  # type: ignore[attr-defined]
-    return schedule
 
 
 def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
@@ -38,10 +30,9 @@ def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
     """
     if makes_scheduler(target):
         return _wants_length(target, node)
-    return not getattr(target, "independent_of_length", False)
+    return target is not constant
 
 
-@independent_of_length
 def constant(step: int, total_steps: int) -> float:
     """1 throughout; the only one that doesn't depend on the length of the fit."""
     return 1.0

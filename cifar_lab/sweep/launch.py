@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.compose import check_resolves, plain
+from cifar_lab.config.compose import check_resolves
 from cifar_lab.config.files import with_place
 from cifar_lab.config.overrides import assignment
 from cifar_lab.errors import InputError, Interrupted
@@ -141,11 +141,15 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     Raises:
         InputError, Interrupted: as `run_grid`.
     """
+    from omegaconf import OmegaConf
+
     from cifar_lab.sweep import search
     from cifar_lab.sweep.space import parse_space
 
     check_settings(master)
-    settings = plain(master.sweep)
+    container = OmegaConf.to_container(master.sweep, resolve=True)
+    assert isinstance(container, dict)
+    settings = {str(key): value for key, value in container.items()}
     search.check_settings(settings)
     space = parse_space(overrides)
     if settings["sampler"] == "grid":

@@ -106,9 +106,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
 def worst_mistakes(
     logits: Tensor, labels: Tensor, count: int, *, confident: bool = False
 ) -> list[int]:
-    """Indices of the wrongly classified images, worst first: by cross-entropy.
+    """Indices of the wrongly classified images, worst first.
 
-    Or, if ``confident``, by the probability that was given to the wrong class.
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+        count: at most this many.
+        confident: the worst are those with the highest probability, and not those with the loss.
     """
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     by = logits.softmax(1).amax(1) if confident else losses

@@ -150,6 +150,7 @@ def _through_hydra(arguments: list[str]) -> int:
         process.warm_up()  # what it imports takes longer than everything up to the first job
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import env_override
 
     from cifar_lab.config.compose import register, typed_overrides
     from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
@@ -202,14 +203,12 @@ def _through_hydra(arguments: list[str]) -> int:
         elif status:
             raise JobFailed(reason or f"exit status {status}", str(run_dir))
 
-    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    arguments = normalized(arguments)
+    argv, arguments = sys.argv, normalized(arguments)
     sys.argv = [argv[0], *arguments, *searchpath_override(arguments)]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print
+    program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(
-            one_job
-        )()
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra raises what it would print
+            program(one_job)()
     except JobFailed as error:  # of a sweeper that isn't ours: the first of them
         print(f"failed: {error}", file=sys.stderr)
         return 1
@@ -221,9 +220,6 @@ def _through_hydra(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         sys.argv = argv
-        del os.environ["HYDRA_FULL_ERROR"]
-        if full_error is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full_error
     return max(alone, default=0)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from cifar_lab.config.command import Parser, run_command
 from cifar_lab.config.port import HOST, listen, port_of
 from cifar_lab.errors import InputError
-from cifar_lab.records.record import FILE_NAME, RunRecord
+from cifar_lab.records.record import FILE_NAME, record_of
 
 _USAGE = "python -m cifar_lab.dashboard [PATH] [--port N]"
 _HELP = f"""{__doc__}
@@ -146,9 +146,7 @@ def _varied(run: Path) -> str:
     from cifar_lab.config.names import job_words
     from cifar_lab.records.digest import changes_no_result
 
-    try:
-        record = RunRecord.read(run)
-    except (OSError, ValueError):  # TensorBoard shows its curves all the same
+    if (record := record_of(run)) is None:  # TensorBoard shows its curves all the same
         return f"no {FILE_NAME}"
     chosen = [
         override

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """The person's input is wrong (exit status 2).
@@ -52,3 +54,14 @@ def memory_ran_out(error: str) -> bool:
     """Whether an error, as a record has it, is of too little memory: on the CPU or on a device."""
     words = ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator", "out of memory")
     return any(word in error for word in words)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """``a, b and 3 more``: as many names as a line takes."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more

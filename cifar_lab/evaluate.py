@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.config.command import Parser, run_command, table_console, usage_in
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from cifar_lab.inference.evaluation import Evaluation
     from cifar_lab.inference.robustness import Robustness
     from cifar_lab.run.load import Run
-
-_USAGE = (
-    "python -m cifar_lab.evaluate RUN... [--data PATH] [--ckpt best|last|FILE] "
-    "[--tta none|flip|flip+shift] [--corrupt] [--json] [--out DIR] [--trust MODULE]"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,16 +90,14 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 def _images(run: Run, root: str | None) -> tuple[DataModule, DataModule | None, tuple[str, ...]]:
     """What is measured on, and what holds the held-out images."""
-    from cifar_lab.inference.images import other_images, own_images
+    from cifar_lab.inference.images import feed_of, other_images, own_images
 
     if root is None:
         own = own_images(run)
         return own, own, ()
     data = other_images(run, root)
     if run.record.data.holds(data.dataset.digest):  # moved; the split is a matter of its rows
-        from cifar_lab.inference.images import with_held_out
-
-        return data, with_held_out(run, data), ()
+        return data, feed_of(run, data.dataset, hold_out=True), ()
     try:
         return data, own_images(run), ()
     except InputError:
@@ -240,7 +233,7 @@ def _json(
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--ckpt", default="best")

@@ -25,17 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config.command import Parser, run_command
+from cifar_lab.config.command import Parser, run_command, usage_in
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
     from cifar_lab.inference.export import Exported
     from cifar_lab.run.load import Run
-
-_USAGE = (
-    "python -m cifar_lab.export RUN [--format onnx|torch|safetensors] [--quantize int8] "
-    "[--out FILE] [--force] [--ckpt best|last|FILE] [--data PATH] [--json] [--trust MODULE]"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +141,7 @@ def _json(done: Exported, run: Run, recorded: float | None) -> dict[str, Any]:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", choices=("onnx", "torch", "safetensors"), default="onnx")
     parser.add_argument("--quantize", choices=("int8",))

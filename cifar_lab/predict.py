@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_lab.config.command import Parser, run_command
+from cifar_lab.config.command import Parser, run_command, usage_in
 from cifar_lab.errors import InputError
 from cifar_lab.formats import csv_cell
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
     from cifar_lab.run.load import Run
 
-_USAGE = (
-    "python -m cifar_lab.predict RUN IMAGE... [--top K] [--json | --csv] [--sheet out.png] "
-    "[--explain] [--ckpt best|last|FILE] [--trust MODULE]"
-)
 _LONG = 100  # pictures from which on a bar is shown
 
 
@@ -165,7 +161,7 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=_at_least_one, default=3)

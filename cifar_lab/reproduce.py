@@ -21,13 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import streams
-from cifar_lab.config.command import Parser, run_command
-from cifar_lab.errors import InputError
-
-_USAGE = (
-    "python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--out DIR] "
-    "[--trust MODULE]"
-)
+from cifar_lab.config.command import Parser, run_command, usage_in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +58,7 @@ def _say(*lines: str) -> None:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--init-from")
@@ -73,7 +67,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(list(words))
     for flag in ("data", "init_from", "out"):
         if getattr(given, flag) == "":
-            raise InputError(f"--{flag.replace('_', '-')}: is empty; usage: {_USAGE}")
+            parser.error(f"--{flag.replace('_', '-')}: is empty")
     return given
 
 

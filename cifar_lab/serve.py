@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cifar_lab.config.command import Parser, run_command
+from cifar_lab.config.command import Parser, run_command, usage_in
 from cifar_lab.errors import InputError
 
 FIRST_PORT = 8000
-_USAGE = "python -m cifar_lab.serve RUN [--port N] [--ckpt best|last|FILE] [--trust MODULE]"
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
@@ -75,7 +74,7 @@ def _serve(given: argparse.Namespace) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(_USAGE)
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--port", type=int)
     parser.add_argument("--ckpt", default="best")

@@ -25,6 +25,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; usage: {self.usage}")
 
 
+def usage_in(text: str | None) -> str:
+    """The command line in a command's docstring, its second paragraph, on one line."""
+    return " ".join((text or "\n\n").split("\n\n")[1].split())
+
+
 def run_command(
     arguments: Sequence[str] | None,
     command: Callable[[list[str]], int],

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lab.config.messages import suggestion
-from cifar_lab.config.overrides import normalized
+from cifar_lab.config.overrides import key_of, normalized
 from cifar_lab.errors import InputError
 
 BARE = "bare"
@@ -32,11 +32,11 @@ def with_ablation(cfg: DictConfig, overrides: Sequence[str]) -> list[str] | None
     if cfg.ablation is None:
         return None
     left_out = _left_out(str(cfg.ablation), _ingredients(cfg.sweep.ingredients))
-    last = {_key(override): override for override in normalized(left_out)}
+    last = {key_of(override): override for override in normalized(left_out)}
     # what lies below a part that is left out itself goes with it
     gone = tuple(f"{key}." for key, override in last.items() if override.endswith("=null"))
     last = {key: override for key, override in last.items() if not key.startswith(gone)}
-    kept = [override for override in overrides if _key(override) not in last]
+    kept = [override for override in overrides if key_of(override) not in last]
     return [*kept, *last.values()]
 
 
@@ -89,7 +89,3 @@ def _left_out(ablation: str, ingredients: Mapping[str, Sequence[str]]) -> list[s
 
 def _all(overrides: Iterable[Sequence[str]]) -> list[str]:
     return [override for several in overrides for override in several]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab.config import files
 from cifar_lab.config.known_keys import alias, meant_by, said_of_unknown
 from cifar_lab.config.names import is_number
+from cifar_lab.config.overrides import check_renamed, key_of
 from cifar_lab.config.schema import conf_dir
 from cifar_lab.errors import InputError
 
@@ -167,8 +167,6 @@ def _way_on(group: str, name: str) -> str:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> InputError:
-    from cifar_lab.config.overrides import check_renamed
-
     try:
         check_renamed(key)  # in a file of the person's own
     except InputError as renamed:
@@ -248,24 +246,18 @@ _OF_ANOTHER_ROOT = (
 
 
 def _instead_of_another_root(where: str, settings: Sequence[str]) -> str:
-    from cifar_lab.records.record import RunRecord, command_line
+    from cifar_lab.records.record import command_line, record_of
 
     hydra = next((p for p in (Path(where), *Path(where).parents) if p.name == ".hydra"), None)
-    if hydra is not None:
-        with suppress(OSError, ValueError):
-            overrides = RunRecord.read(hydra.parent).overrides
-            typed = {_key_of(setting) for setting in settings}
-            kept = [o for o in overrides if _key_of(o) not in typed]
-            again = [o for o in kept if not o.startswith("hydra.run.")]
-            return f"to repeat that run in a folder of its own: {command_line([*again, *settings])}"
+    if hydra is not None and (record := record_of(hydra.parent)) is not None:
+        typed = {key_of(setting) for setting in settings}
+        kept = [o for o in record.overrides if key_of(o) not in typed]
+        again = [o for o in kept if not o.startswith("hydra.run.")]
+        return f"to repeat that run in a folder of its own: {command_line([*again, *settings])}"
     return (
         "there is one root, config.yaml; an experiment of your own is conf/experiment/NAME.yaml "
         "beside you, chosen with experiment=NAME"
     )
-
-
-def _key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def _as_typed(argument: str, sweep: bool) -> str:
         return argument
     if value.startswith(_SYNTAX) or "${" in value:
         return argument
-    if _key(argument) not in _PATHS:
+    if key_of(argument) not in _PATHS:
         value = _in_home(value)
         is_text = _read(value) is None and not re.search(r"^=|[,()\[\]{}]", value)
         return assignment(key, value) if is_text else f"{key}={value}"
@@ -197,7 +197,7 @@ def check_renamed(override: str) -> None:
 
 def check_unique(overrides: Sequence[str]) -> None:
     """Raises InputError where two overrides give one key different values."""
-    keys = [_key(override) for override in overrides]
+    keys = [key_of(override) for override in overrides]
     dictionaries = any("{" in override for override in overrides)
     if len(set(keys)) == len(keys) and not dictionaries:  # spares what parsing costs
         return
@@ -220,7 +220,7 @@ def check_unique(overrides: Sequence[str]) -> None:
 def check_mode(overrides: Sequence[str], *, sweep: bool) -> None:
     """Raises InputError for what has no effect in a sweep, or else in a single run."""
     for override in overrides:
-        key = _key(override)
+        key = key_of(override)
         if key.startswith(_HYDRA_SETS):
             raise InputError(f"{override}: Hydra sets it by itself; leave it out")
         if sweep and key.startswith("hydra.run."):
@@ -265,18 +265,19 @@ def check_merged(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 def is_of_the_sweep(override: str) -> bool:
     """Whether it sets something of a sweep as a whole."""
-    key = _key(override)
+    key = key_of(override)
     ours = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
     return key.startswith(("sweep.", *ours))
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key of an override, without what adds or removes it."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def _values(override: Override) -> Iterator[tuple[str, Any]]:
     """The keys that it gives a value, a dictionary's entries each for itself."""
-    key = _key(override.get_key_element())
+    key = key_of(override.get_key_element())
     one = not override.is_delete() and not override.is_sweep_override()
     value = override.value() if one else str(override.input_line).partition("=")[2:]
     yield from _leaves(key, value)

@@ -25,6 +25,8 @@ RUNTIME_ARGUMENTS = {
     "data": {"augment", "seed"},
     "trainer": {"callbacks", "logger", "default_root_dir"},
 }
+# Keys of a node that are Hydra's `instantiate`'s.
+_INSTANTIATE = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 # Arguments that the dataset gives where they are null or left out.
 FROM_THE_DATASET = {"model": {"num_classes", "image_size"}}
 # What a `_target_` read back from a run folder may come from, by the group that it is a part of.
@@ -80,7 +82,7 @@ def check_has_target(path: str, node: dict[str, Any]) -> None:
     """Raises InputError where a node doesn't say what to build."""
     target = node.get("_target_")
     if not isinstance(target, str) or not target.strip():
-        given = f"={_shown(target)}: must be" if "_target_" in node else ": missing; must be"
+        given = f"={shown(target)}: must be" if "_target_" in node else ": missing; must be"
         raise InputError(f"{path}._target_{given} the dotted name of a class or function")
 
 
@@ -97,7 +99,7 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     arguments = {
         key: value
         for key, value in node.items()
-        if not (_is_instantiate_key(key) or key in settings or (key in from_data and value is None))
+        if not (key in _INSTANTIATE or key in settings or (key in from_data and value is None))
     }
     try:
         signature = inspect.signature(target)
@@ -159,10 +161,6 @@ def makes_scheduler(target: Any) -> bool:
     return next(iter(inspect.signature(target).parameters), None) == "optimizer"
 
 
-def _is_instantiate_key(key: str) -> bool:
-    return key in ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
-
-
 def locate(path: str, target: Any) -> Any:
     """The class or function that ``path._target_`` names; raises InputError."""
     try:
@@ -206,10 +204,10 @@ def check_targets_of_record(config: dict[str, Any], *, also: Sequence[str] = ())
             raise InputError(f"{path}._target_={target}: {_foreign(target)}")
     for key, value in flatten(config):
         if "${" in json.dumps(value):
-            raise InputError(f"{key}={_shown(value)}: a record holds values, no interpolation")
+            raise InputError(f"{key}={shown(value)}: a record holds values, no interpolation")
         writes = key.startswith(tuple(f"{group}." for group in _WRITING))
         if writes and (_leads_out(value) or (value and key.rpartition(".")[2] in _FOLDERS)):
-            raise InputError(f"{key}={_shown(value)}: leads out of the run folder")
+            raise InputError(f"{key}={shown(value)}: leads out of the run folder")
 
 
 def _is_part(found: Any, allowed: Sequence[str]) -> bool:
@@ -255,7 +253,7 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             continue  # built from nodes that are checked themselves
         if isinstance(value, list) and takes_tensor(hint):
             if not value or not all(_is_number(number) for number in value):
-                raise InputError(f"{path}.{name}={_shown(value)}: must be a list of numbers")
+                raise InputError(f"{path}.{name}={shown(value)}: must be a list of numbers")
             continue  # `build` makes a tensor of it
         if isinstance(value, str) and (names := _weights_of(hint)):
             if value.rpartition(".")[2] not in names:
@@ -271,7 +269,7 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             allowed = "a list of numbers or null" if takes_tensor(hint) else _in_words(hint)
             allowed = ", ".join([*_weights_of(hint), "null"]) if _weights_of(hint) else allowed
             allowed = allowed or re.sub(r"^Input should be ", "", said)
-            raise InputError(f"{path}.{name}={_shown(value)}: must be {allowed}") from error
+            raise InputError(f"{path}.{name}={shown(value)}: must be {allowed}") from error
         except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
             continue  # a type that no YAML value can be held against
 
@@ -299,7 +297,8 @@ def _weights_of(hint: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a person types it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

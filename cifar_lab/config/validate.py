@@ -21,7 +21,7 @@ from cifar_lab.config.compose import (
 )
 from cifar_lab.config.messages import suggestion
 from cifar_lab.config.schema import Root
-from cifar_lab.config.targets import check_has_target, check_target, locate, target_nodes
+from cifar_lab.config.targets import check_has_target, check_target, locate, shown, target_nodes
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import flatten
 from cifar_lab.records.processes import World
@@ -62,7 +62,7 @@ def _check_nodes(config: dict[str, Any]) -> None:
     for group in ("data", "augment", "model", "loss", "optimizer", "scheduler", "trainer"):
         if not isinstance(config.get(group), dict):
             raise InputError(
-                f"{group}={_shown(config.get(group))}: must be a node with a _target_; an option "
+                f"{group}={shown(config.get(group))}: must be a node with a _target_; an option "
                 f"is chosen with {group}=NAME, in a file with `- override /{group}: NAME` in its "
                 "defaults"
             )
@@ -71,25 +71,21 @@ def _check_nodes(config: dict[str, Any]) -> None:
         parts = config[group]
         if isinstance(parts, dict) and "_target_" in parts:
             raise InputError(
-                f"{group}._target_={_shown(parts['_target_'])}: must lie below a name of its own, "
+                f"{group}._target_={shown(parts['_target_'])}: must lie below a name of its own, "
                 f"as in +{group}.mine._target_=..."
             )
         if not isinstance(parts, dict):
             raise InputError(
-                f"{group}={_shown(parts)[:60]}: must be parts, each under a name of its own, as in "
+                f"{group}={shown(parts)[:60]}: must be parts, each under a name of its own, as in "
                 f"+{group}.mine._target_=..."
             )
         for name, node in parts.items():
             if not isinstance(node, dict):
                 raise InputError(
-                    f"{group}.{name}={_shown(node)}: must be a node with a _target_, or null to "
+                    f"{group}.{name}={shown(node)}: must be a node with a _target_, or null to "
                     "leave it out"
                 )
             check_has_target(f"{group}.{name}", node)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check_trainer(config: dict[str, Any]) -> None:
@@ -163,7 +159,7 @@ def _check_schedule(node: dict[str, Any]) -> None:
         return
     for name, value in node.items():
         if name == "milestones" and not (isinstance(value, list) and all(map(_is_count, value))):
-            raise InputError(f"scheduler.{name}={_shown(value)}: must be a list of whole numbers")
+            raise InputError(f"scheduler.{name}={shown(value)}: must be a list of whole numbers")
         if isinstance(value, bool) or not isinstance(value, int | float) or name == "last_epoch":
             continue
         given = f"scheduler.{name}={value}: must"

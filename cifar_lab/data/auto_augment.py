@@ -82,34 +82,42 @@ TRIVIAL_WIDE: Mapping[str, Operation] = _space(
 _SPACES = {"rand": RAND, "wide": TRIVIAL_WIDE}
 
 
+class _Automatic(Transform):
+    """Operations of torchvision's, drawn for each image."""
+
+    stage = Stage.BYTES
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies the drawn operations (B, operations, 8) to each image, one after the other."""
+        count = len(images)
+        rows = torch.arange(count, device=images.device)
+        for index in range(draws.shape[1]):
+            kind, value = draws[:, index, 0].long(), draws[:, index, 1].view(-1, 1, 1, 1)
+            several = _candidates(images, value, draws[:, index, 2:].unflatten(1, (2, 3)))
+            images = torch.cat(several).index_select(0, rows + count * kind)
+        return images, labels
+
+
 @final
-class TrivialAugment(Transform):
+class TrivialAugment(_Automatic):
     """One operation for each image, of a strength drawn anew each time; nothing to tune.
 
     The "wide" space. Source: Müller and Hutter, arXiv:2103.10158.
     """
-
-    stage = Stage.BYTES
 
     def draw(self, count: int, generator: Generator, size: int) -> Tensor:
         """(count, 1, 8) float32: see `parameters`."""
         bins = torch.randint(0, BINS, (count, 1), generator=generator)
         return _drawn("wide", bins, generator, size)
 
-    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Applies the drawn operation to each image."""
-        return _applied(images, draws), labels
-
 
 @final
-class RandAugment(Transform):
+class RandAugment(_Automatic):
     """Some operations after each other for each image, all of one strength.
 
     Source: Cubuk et al., arXiv:1909.13719; 2 operations of magnitude 9 (of 0..30) are torchvision's
     own choice.
     """
-
-    stage = Stage.BYTES
 
     def __init__(self, *, operations: int, magnitude: int) -> None:
         check_whole("augment.transforms.rand.operations", operations, 1, 10)
@@ -121,10 +129,6 @@ class RandAugment(Transform):
         """(count, operations, 8) float32: see `parameters`."""
         bins = torch.full((count, self.operations), self.magnitude)
         return _drawn("rand", bins, generator, size)
-
-    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Applies the drawn operations to each image, one after the other."""
-        return _applied(images, draws), labels
 
 
 def _drawn(space: str, bins: Tensor, generator: Generator, size: int) -> Tensor:
@@ -195,17 +199,6 @@ def _inverse(axis: str, strength: float, size: int) -> tuple[float, ...]:
             cos, sin = math.cos(math.radians(strength)), math.sin(math.radians(strength))
             return (cos, -sin, 0, sin, cos, 0)
     return (1, 0, 0, 0, 1, 0)
-
-
-def _applied(images: Tensor, draws: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) after the operations of (B, operations, 8) draws, one after the other."""
-    count = len(images)
-    rows = torch.arange(count, device=images.device)
-    for index in range(draws.shape[1]):
-        kind, value = draws[:, index, 0].long(), draws[:, index, 1].view(-1, 1, 1, 1)
-        several = _candidates(images, value, draws[:, index, 2:].unflatten(1, (2, 3)))
-        images = torch.cat(several).index_select(0, rows + count * kind)
-    return images
 
 
 def _candidates(images: Tensor, value: Tensor, inverse: Tensor) -> list[Tensor]:

@@ -372,17 +372,18 @@ class Official(DataModule):
             return None
 
     def _read(self, offline: bool | None = None) -> Dataset:
-        from cifar_lab.data.fetch.locate import open_official
+        from cifar_lab.data.fetch.locate import Fetching, open_from
 
-        return open_official(
-            self.archive,
-            root=self.root,
-            cache=self.cache,
+        fetching = Fetching(
             offline=self.offline if offline is None else offline,
             sources=self.sources,
             min_rate=self.min_rate,
             stall_s=self.stall_s,
         )
+        opened = open_from(
+            root=self.root, cache=self.cache, fetching=fetching, archive=self.archive
+        )
+        return opened.dataset
 
 
 @final

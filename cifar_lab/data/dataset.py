@@ -32,11 +32,6 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 _IMAGES_AT_A_TIME = 1000
 
 
-def numbered(count: int) -> tuple[str, ...]:
-    """Names for classes that nobody has named."""
-    return tuple(map(str, range(count)))
-
-
 def label_type(classes: int) -> np.dtype[np.unsignedinteger]:
     """Of the labels of so many classes, on disk too: one byte, or two with the low one first."""
     return np.dtype(np.uint8 if classes <= 256 else "<u2")
@@ -75,7 +70,7 @@ class Dataset:
         layout: what was read, e.g. "archive", "pickles", "folders", "zip", "synthetic".
         official: True when the pixels are those of the official archive, byte for byte.
         digest: `digest_of` both splits, 64 hexadecimal digits.
-        classes: what the labels 0, 1, ... are called; `numbered` where nobody has named them.
+        classes: what the labels 0, 1, ... are called.
         channels: of the training images, where they are known; else `channel_statistics` of them.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, reason_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -61,7 +61,7 @@ def read_picture(
     except MemoryError as error:
         raise InputError(f"{name}: is too large for this machine's memory") from error
     except Exception as error:  # Pillow raises a dozen kinds for broken data
-        raise InputError(f"{name}: is no readable picture ({_first_line(error)})") from error
+        raise InputError(f"{name}: is no readable picture ({reason_of(error)})") from error
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -122,7 +122,3 @@ def _reason(error: OSError) -> str:
     if reason == "cannot identify image file":
         return f"is no readable picture; must be {', '.join(FORMATS)}"
     return f"is no readable picture ({reason})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifar_lab.data.datamodule import DataModule
-from cifar_lab.errors import InputError
-from cifar_lab.inference.images import other_images, own_images, with_held_out
+from cifar_lab.errors import InputError, reason_of
+from cifar_lab.inference.images import feed_of, other_images, own_images
 from cifar_lab.inference.quantize import CALIBRATED_ON, quantized, quietly
 from cifar_lab.model.tta import views
 from cifar_lab.records.digest import run_digest
@@ -148,7 +148,7 @@ def images_for(run: Run, root: str | None) -> DataModule:
         return own_images(run)
     data = other_images(run, root)
     if run.record.data.holds(data.dataset.digest):
-        return with_held_out(run, data)
+        return feed_of(run, data.dataset, hold_out=True)
     return data
 
 
@@ -292,7 +292,7 @@ def _program(run: Run) -> torch.export.ExportedProgram:
         with quietly(), torch.no_grad():
             program = torch.export.export(Shipped(run).eval(), (example,), dynamic_shapes=batch)
     except Exception as error:  # whatever a person's own network does that can't be traced
-        raise CheckFailed(f"this network can't be exported: {_first(error)}") from error
+        raise CheckFailed(f"this network can't be exported: {reason_of(error)}") from error
     for node in program.graph.nodes:  # paths of this machine, and lines of its code
         node.meta.pop("stack_trace", None)
     return program
@@ -310,7 +310,7 @@ def _as_onnx(run: Run) -> _Made:
                 verbose=False,
             )
     except Exception as error:
-        raise CheckFailed(f"this network can't be had as ONNX: {_first(error)}") from error
+        raise CheckFailed(f"this network can't be had as ONNX: {reason_of(error)}") from error
     assert made is not None
     model = made.model_proto
     graph = model.graph
@@ -366,7 +366,7 @@ def _quantized(made: _Made, images: NDArray[np.float32]) -> bytes:
     try:
         return quantized(made.content({}), images)
     except Exception as error:  # of a network that it can't take
-        raise CheckFailed(f"this network can't be had in 8 bits: {_first(error)}") from error
+        raise CheckFailed(f"this network can't be had in 8 bits: {reason_of(error)}") from error
 
 
 # Run by another process, in which nothing of cifar_lab is.
@@ -419,7 +419,7 @@ def _as_weights(run: Run) -> _Made:
         try:
             return save(tensors, metadata={**properties, **rebuilt})
         except (ValueError, RuntimeError) as error:  # of tensors that share memory
-            raise CheckFailed(f"can't be had as safetensors: {_first(error)}") from error
+            raise CheckFailed(f"can't be had as safetensors: {reason_of(error)}") from error
 
     def read(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
         return _rebuilt(path, run, images)
@@ -521,7 +521,3 @@ def _spread(rows: NDArray[Any], count: int) -> NDArray[Any]:
 
 def _floats(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(images, np.float32) / np.float32(255)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from cifar_lab.config.targets import check_targets_of_record
+from cifar_lab.data.augment import Pipeline
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.dataset import Channels, Dataset, Split
 from cifar_lab.data.fetch.archive import OFFICIAL
@@ -109,13 +110,10 @@ def other_images(run: Run, root: str) -> Given:
     return feed_of(run, dataset)
 
 
-def with_held_out(run: Run, data: DataModule) -> Given:
-    """The same images, of which those are held out that the run held out."""
-    return feed_of(run, data.dataset, hold_out=True)
-
-
 def feed_of(run: Run, dataset: Dataset, *, hold_out: bool = False) -> Given:
     """A dataset as the run's network is to see it: its labels, its normalization, its batches.
+
+    With ``hold_out`` those of its training images are held out that the run held out.
 
     Raises:
         InputError: a class or a label that the run doesn't know.
@@ -161,19 +159,8 @@ def feed_of(run: Run, dataset: Dataset, *, hold_out: bool = False) -> Given:
         workers=0,
         transform=None,
         channels_last=bool(node.get("channels_last", True)),
-        augment=_pipeline(),
+        augment=Pipeline(transforms={}),
         seed=0,
     )
     data.open()
     return data
-
-
-def with_test_images(run: Run, data: DataModule, test: Split) -> Given:
-    """The same feed with another test split of the run's classes."""
-    return feed_of(run, replace(data.dataset, test=test))
-
-
-def _pipeline() -> Any:
-    from cifar_lab.data.augment import Pipeline
-
-    return Pipeline(transforms={})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.dataset import Dataset, Split, digest_of, split_digest
 from cifar_lab.inference.corruptions import CORRUPTIONS, STRENGTHS, corrupt, read_archive
 from cifar_lab.inference.evaluation import Tester
-from cifar_lab.inference.images import feed_of, with_test_images
+from cifar_lab.inference.images import feed_of
 from cifar_lab.run.load import Run
 
 DRAWN_HERE = (
@@ -64,29 +64,21 @@ def measure(
     accuracy: dict[str, tuple[float, ...]] = {}
     for name in CORRUPTIONS:
         values = []
-        for test in _splits(data, name):
-            feed = (
-                with_test_images(run, data, test)
-                if isinstance(data, DataModule)
-                else feed_of(run, _dataset(test, run))
-            )
-            values.append(tester.test(feed).accuracy)
+        for dataset in _corrupted(run, data, name):
+            values.append(tester.test(feed_of(run, dataset)).accuracy)
             done()
         accuracy[name] = tuple(values)
     return Robustness(accuracy, clean, isinstance(data, DataModule))
 
 
-def _splits(data: DataModule | Path, name: str) -> Iterator[Split]:
-    if isinstance(data, Path):
-        yield from (split for _, split in read_archive(data, name))
+def _corrupted(run: Run, data: DataModule | Path, name: str) -> Iterator[Dataset]:
+    """Whose test images are corrupted, in each strength."""
+    if isinstance(data, DataModule):
+        test = data.dataset.test
+        for strength in STRENGTHS:
+            images = corrupt(test.images, name, strength)
+            yield replace(data.dataset, test=Split(images=images, labels=test.labels))
         return
-    test = data.dataset.test
-    for strength in STRENGTHS:
-        yield Split(images=corrupt(test.images, name, strength), labels=test.labels)
-
-
-def _dataset(test: Split, run: Run) -> Dataset:
-    digest = split_digest(test)
-    return Dataset(
-        "the archive", "npy", False, digest_of(digest, digest), run.classes, train=test, test=test
-    )
+    for _, test in read_archive(data, name):
+        digest = digest_of(*[split_digest(test)] * 2)
+        yield Dataset("the archive", "npy", False, digest, run.classes, train=test, test=test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cifar_lab.inference.evaluation import LEVEL, Calibration, Evaluation
+from cifar_lab.inference.evaluation import LEVEL, Evaluation
 from cifar_lab.inference.robustness import DRAWN_HERE, Robustness
 
 _NONE = "–"  # noqa: RUF001  (an en dash)
@@ -28,23 +29,12 @@ def as_json(one: Evaluation) -> dict[str, Any]:
         "accuracy": one.accuracy,
         "interval": {"level": LEVEL, "low": one.low, "high": one.high, "method": "wilson"},
         "loss": one.loss,
-        "calibration": _calibration(one.calibration),
+        "calibration": asdict(one.calibration),
         "temperature": one.temperature,
-        "calibrated": None if one.calibrated is None else _calibration(one.calibrated),
-        "classes": [
-            {"name": c.name, "images": c.images, "recall": c.recall, "precision": c.precision}
-            for c in one.classes
-        ],
+        "calibrated": None if one.calibrated is None else asdict(one.calibrated),
+        "classes": [vars(c) for c in one.classes],
         "confusion_matrix": one.matrix.tolist(),
         "notes": list(one.notes),
-    }
-
-
-def _calibration(one: Calibration) -> dict[str, Any]:
-    return {
-        "ece": one.ece,
-        "cross_entropy": one.cross_entropy,
-        "bins": [vars(b) for b in one.bins],
     }
 
 

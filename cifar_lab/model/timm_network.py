@@ -49,9 +49,6 @@ def timm_network(
     for key in ("num_classes", "img_size", "pretrained", *files):
         if key in given:
             raise InputError(f"options.{key}: is the data's, or none of this; leave it out")
-    for key in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        if key in given:  # a record may name any file
-            raise InputError(f"options.{key}: weights to begin with are given as init_from=FILE")
     fixed = (timm.get_pretrained_cfg(name) or _Unknown()).fixed_input_size
     size: dict[str, Any] = {"img_size": image_size} if fixed else {}
     try:

@@ -84,15 +84,14 @@ def _check_stored(path: Path) -> None:
     # torch.save packs nothing; torch.load would unpack whatever a file says that it holds
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [i.filename for i in archive.infolist() if i.compress_type or not _plain(i)]
+            infos = archive.infolist()
+            packed = [
+                i.filename for i in infos if i.compress_type or i.file_size != i.compress_size
+            ]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise DamagedError(f"{path.name} can't be loaded safely: {error}") from error
     if packed:
         raise DamagedError(f"{path.name} can't be loaded safely: {packed[0]} in it is compressed")
-
-
-def _plain(info: zipfile.ZipInfo) -> bool:
-    return info.file_size == info.compress_size
 
 
 FOLDER = "checkpoints"

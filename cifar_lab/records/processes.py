@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -87,7 +87,7 @@ def rank() -> int:
     return find().rank
 
 
-def settle(environment: MutableMapping[str, str] | None = None) -> World:
+def settle() -> World:
     """`find`; a process that was started alone forgets the variables that say otherwise.
 
     Libraries read them, too, and so do the processes that this one starts.
@@ -95,8 +95,7 @@ def settle(environment: MutableMapping[str, str] | None = None) -> World:
     Raises:
         InputError: several processes were started in a way in which they can't become one run.
     """
-    variables = os.environ if environment is None else environment
-    world = find(variables)
+    variables, world = os.environ, find()
     if world.launcher == "lightning" and variables[FIRST_VARIABLE] != str(os.getppid()):
         # its first process has been killed, or a run's own code has started another run
         raise InputError(

@@ -312,6 +312,14 @@ class RunRecord(_Part):
         return self.pid_started == process_started(self.pid)
 
 
+def record_of(run_dir: Path) -> RunRecord | None:
+    """The record below ``run_dir``, or None while there is none that can be read."""
+    try:
+        return RunRecord.read(run_dir)
+    except (OSError, ValueError):
+        return None
+
+
 class RecordFile:
     """The record of a run that goes on, kept true on disk.
 
@@ -328,7 +336,10 @@ class RecordFile:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self.refused: OSError | None = None
-        self.record = record.with_fields(**_of_this_process())
+        pid = os.getpid()
+        self.record = record.with_fields(
+            host=socket.gethostname(), pid=pid, pid_started=process_started(pid), heartbeat=now()
+        )
         self.record.write(run_dir)  # a run folder that can't hold its record is refused: OSError
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -367,10 +378,7 @@ def close_for(run_dir: Path, *, status: Status, error: str | None, **known: Any)
         error: why, in one line.
         known: fields that are known without having run it.
     """
-    try:
-        record = RunRecord.read(run_dir)
-    except (OSError, ValueError):
-        record = RunRecord(status=status, started=now())
+    record = record_of(run_dir) or RunRecord(status=status, started=now())
     ending = {"status": status, "error": error, "ended": now(), "heartbeat": now()}
     record.with_fields(**known, **ending).write(run_dir)
 
@@ -383,16 +391,6 @@ def now() -> datetime:
 def command_line(arguments: Sequence[str]) -> str:
     """The command that starts this run again, quoted for a shell; `MASK` for secrets in it."""
     return shlex.join(["python", "-m", "cifar_lab", *map(hide_in_override, arguments)])
-
-
-def _of_this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "pid_started": process_started(pid),
-        "heartbeat": now(),
-    }
 
 
 def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

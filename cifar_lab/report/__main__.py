@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cifar_lab import signals
-from cifar_lab.config.command import Parser, run_command, table_console
+from cifar_lab.config.command import Parser, run_command, table_console, usage_in
 from cifar_lab.errors import Interrupted
 
 WATCH_S = 30.0
@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from cifar_lab.report.write import write_report
+
+    console = table_console()
     try:
         if given.watch is not None:
             _watch(given.path, given.out, given.watch)
-        _write_once(given.path, given.out)
+        folder = write_report(given.path, given.out, console=console)
     except OSError as error:  # reading raises none: what can't be read is in the report
         print(
             f"{given.out or given.path / 'report'}: can't be written ({error.strerror or error}); "
@@ -41,15 +44,8 @@ def _report(given: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
-
-
-def _write_once(path: Path, out: Path | None) -> None:
-    from cifar_lab.report.write import write_report
-
-    console = table_console()
-    folder = write_report(path, out, console=console)
     console.print(f"report     {folder / 'report.html'}", soft_wrap=True, markup=False)
+    return 0
 
 
 def _watch(path: Path, out: Path | None, seconds: float) -> NoReturn:
@@ -81,7 +77,7 @@ def _watch(path: Path, out: Path | None, seconds: float) -> NoReturn:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = Parser("python -m cifar_lab.report PATH [--out DIR] [--watch [SECONDS]]")
+    parser = Parser(usage_in(__doc__))
     parser.add_argument("path", type=Path, metavar="PATH")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--watch", type=_seconds, nargs="?", const=WATCH_S)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group
-from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import SIGNIFICANT, Difference, difference, holm
 
 KEY = "ablation"
@@ -104,15 +102,7 @@ def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
 
 
 def _difference(pair: tuple[Group, Group], name: str) -> Difference | None:
-    sides = [_values(group.counted, name) for group in pair]
-    if any(side is None for side in sides):
+    with_it, without = ([getattr(run, name) for run in group.counted] for group in pair)
+    if not with_it or not without or None in (*with_it, *without):
         return None
-    with_it, without = sides
-    assert with_it
-    assert without
     return difference(with_it, without)
-
-
-def _values(runs: Sequence[Run], name: str) -> list[float] | None:
-    values = [getattr(run, name) for run in runs]
-    return values if values and None not in values else None

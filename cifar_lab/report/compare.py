@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.report.groups import Group
-from cifar_lab.report.read import Run
+from cifar_lab.report.groups import Group, Key
+from cifar_lab.report.read import Reading, Run
 from cifar_lab.report.statistics import SIGNIFICANT, Estimate, against_best, mcnemar
 
 # How many configurations, the best first, get a confusion matrix; of more classes than these, whose
 # matrix has a million numbers in the end, the best alone.
 CONFUSIONS, MANY_CLASSES = 5, 100
+# the labels of a run's test images, and which of them it had right; None without predictions
+_Right = tuple[NDArray[np.int64], NDArray[np.bool_]] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +143,8 @@ def _compare_seeds(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
 def _compare_networks(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
     """By McNemar's test on the predictions of one run each: says nothing of another seed."""
     best, *others = ranked
-    predictions = _Predictions()
-    found = [_one_run_each(best, other, predictions) for other in others]
+    right = cache(_right)  # each file is read once
+    found = [_one_run_each(best, other, right) for other in others]
     family = 1 + sum(one.p is not None for one in found)
     # Bonferroni's correction, over all pairs: any of them could have become the best one's
     pairs = family * (family - 1) / 2
@@ -151,10 +154,10 @@ def _compare_networks(ranked: Sequence[Group]) -> tuple[Comparison, ...]:
     )
 
 
-def _one_run_each(best: Group, other: Group, predictions: _Predictions) -> Comparison:
+def _one_run_each(best: Group, other: Group, right: Callable[[Run], _Right]) -> Comparison:
     difference = _difference(best, other)
     a, b = _pair(best, other)
-    mine, its = predictions.of(a), predictions.of(b)
+    mine, its = right(a), right(b)
     if mine is None or its is None or not np.array_equal(mine[0], its[0]):
         seeds = f"only {len(best.counted)} and {len(other.counted)} seeds"
         missing = "predictions are missing or of other test images"
@@ -173,18 +176,9 @@ def _difference(best: Group, other: Group) -> float:
     return best.test.mean - other.test.mean
 
 
-class _Predictions:
-    """Which test images a run had right; each file is read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]] | None] = {}
-
-    def of(self, run: Run) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
-        if run.name not in self._known:
-            found = run.predictions()
-            right = None if found is None else (found.labels, found.labels == found.said)
-            self._known[run.name] = right
-        return self._known[run.name]
+def _right(run: Run) -> _Right:
+    found = run.predictions()
+    return None if found is None else (found.labels, found.labels == found.said)
 
 
 def _pair(best: Group, other: Group) -> tuple[Run, Run]:
@@ -244,3 +238,15 @@ def confusions(ranking: Ranking) -> list[Confusion]:
         if len(classes) > MANY_CLASSES:
             break
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was read below a folder, and what follows from it."""
+
+    title: str
+    reading: Reading
+    groups: Sequence[Group]
+    keys: Sequence[Key]
+    rankings: Sequence[Ranking]
+    confusions: Sequence[Sequence[Confusion]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from cifar_lab.errors import listed
 from cifar_lab.records.record import Start
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group, text_of
@@ -17,7 +18,7 @@ _PACKAGES = ("cifar-lab", "torch", "torchvision", "lightning", "numpy")
 _TEST_PARTS: Mapping[str, Any] = {"trainer.limit_test_batches": 1.0, "trainer.fast_dev_run": False}
 # What decides on which images the best is selected.
 _HELD_OUT = ("data.val_size", "data.val_seed", "trainer.limit_val_batches", "trainer.fast_dev_run")
-_LISTED = 4
+_list = partial(listed, most=4)
 
 
 def notes(groups: Sequence[Group], rankings: Sequence[Ranking]) -> list[str]:
@@ -170,9 +171,3 @@ def _test_part(run: Run) -> Iterator[str]:
 def _setting(run: Run, key: str) -> str:
     value = run.settings.get(key)
     return repr(value) if isinstance(value, float) else text_of(value)
-
-
-def _list(names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
-    shown = separator.join(names[:_LISTED])
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

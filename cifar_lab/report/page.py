@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -22,10 +23,10 @@ from cifar_lab.report.axes import (
     scale_of,
     title_of,
 )
-from cifar_lab.report.compare import Confusion, Ranking, best_run, selected_by
+from cifar_lab.report.compare import Confusion, Ranking, Report, best_run, selected_by
 from cifar_lab.report.groups import Group, Key, level_of
 from cifar_lab.report.notes import notes
-from cifar_lab.report.read import Reading, Run
+from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import Estimate
 from cifar_lab.report.tables import clock, rows, status_text
 from cifar_lab.report.verdict import (
@@ -44,47 +45,46 @@ TEMPLATES = Path(__file__).parent / "templates"
 _CURVE_NUMBERS = 600_000
 
 
-def render_page(
-    *,
-    title: str,
-    written: str,
-    watch_s: float | None,
-    reading: Reading,
-    groups: Sequence[Group],
-    keys: Sequence[Key],
-    rankings: Sequence[Ranking],
-    confusions: Sequence[Sequence[Confusion]],
-) -> str:
-    """The whole page.
-
-    Args:
-        title: what is reported on.
-        written: when, for a reader.
-        watch_s: the page reloads itself as often; None: never.
-        reading, groups, keys, rankings: what is shown.
-        confusions: of each ranking.
-    """
+def render_page(report: Report, *, watch_s: float | None) -> str:
+    """The whole page; with ``watch_s`` it reloads itself as often."""
+    rankings, keys = report.rankings, report.keys
     ordered = [group for r in rankings for group in (*r.ranked, *r.unranked)]
-    data = {"watch": watch_s, **_data(ordered, keys, rankings, confusions)}
+    data = {"watch": watch_s, **_data(ordered, keys, rankings, report.confusions)}
     loader = FileSystemLoader(TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("page.html").render(
-        title=title,
-        written=written,
+    numbered = enumerate((group, run) for group in ordered for run in group.runs)
+    return filled(
+        environment.get_template("page.html"),
+        report,
         watch_s=watch_s,
-        status=status_text(reading),
-        rankings=rankings,
         configurations=[row for ranking in rankings for row in rows(ranking)],
         groups=ordered,
         keys=keys,
-        runs=[(number, group, run) for number, (group, run) in enumerate(_numbered(ordered))],
-        broken=reading.broken,
+        runs=[(number, group, run) for number, (group, run) in numbered],
         failures=failures(ordered),
-        notes=notes(groups, rankings),
         level_of=level_of,
+        clock=clock,
+        data=_as_script(data),
+        style=_datatables("dt_bundle.css") + _read(TEMPLATES / "page.css"),
+        script=_read(TEMPLATES / "charts.js") + _read(TEMPLATES / "page.js"),
+        plotly=_read(_folder_of("plotly") / "package_data" / "plotly.min.js"),
+        datatables=_datatables("dt_bundle.js"),
+    )
+
+
+def filled(template: Template, report: Report, **further: Any) -> str:
+    """A template with what the page and the Markdown both show, and ``further`` of its own."""
+    return template.render(
+        title=report.title,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+        status=status_text(report.reading),
+        broken=report.reading.broken,
+        rankings=report.rankings,
+        rows=rows,
         best_run=best_run,
+        selected_by=selected_by,
         repeat_command=repeat_command,
         verdict=verdict,
         alike=alike,
@@ -92,12 +92,8 @@ def render_page(
         method=method,
         spread=spread_text,
         interval=interval_text,
-        clock=clock,
-        data=_as_script(data),
-        style=_datatables("dt_bundle.css") + _read(TEMPLATES / "page.css"),
-        script=_read(TEMPLATES / "charts.js") + _read(TEMPLATES / "page.js"),
-        plotly=_read(_folder_of("plotly") / "package_data" / "plotly.min.js"),
-        datatables=_datatables("dt_bundle.js"),
+        notes=notes(report.groups, report.rankings),
+        **further,
     )
 
 
@@ -117,23 +113,11 @@ def _data(
             {
                 "name": ranking.data_name,
                 "accuracy": selected_by(ranking),
-                "confusions": [
-                    {
-                        "label": c.label,
-                        "runs": c.runs,
-                        "counts": c.counts.tolist(),
-                        "classes": c.classes,
-                    }
-                    for c in its
-                ],
+                "confusions": [{**vars(c), "counts": c.counts.tolist()} for c in its],
             }
             for ranking, its in zip(rankings, confusions, strict=True)
         ],
     }
-
-
-def _numbered(groups: Sequence[Group]) -> list[tuple[Group, Run]]:
-    return [(group, run) for group in groups for run in group.runs]
 
 
 def _axes(keys: Sequence[Key]) -> dict[str, Any]:

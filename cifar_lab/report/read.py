@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -231,12 +230,6 @@ def _selection(record: RunRecord, curves: Curves) -> float | None:
     # records of older versions hold the last epoch's; what was tested is the best one
     of_best = curves["val/acc"][curves["epoch"] == best]
     return float(of_best[-1]) if of_best.size and 0 <= of_best[-1] <= 1 else last
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cifar_lab.formats import csv_cell
+from cifar_lab import formats
 from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import Ranking, best_run, selected_by, selection
 from cifar_lab.report.groups import Group, Key
@@ -140,9 +140,7 @@ def clock(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``2:03`` or ``1:02:03``."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    return formats.clock(seconds)
 
 
 def status_text(reading: Reading) -> str:
@@ -152,7 +150,7 @@ def status_text(reading: Reading) -> str:
     return ", ".join([*words, *([f"{len(reading.broken)} unreadable"] if reading.broken else [])])
 
 
-def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
+def results(groups: Sequence[Group], keys: Sequence[Key]) -> pd.DataFrame:
     """A row for each run; accuracies are fractions with all their digits, times are seconds."""
     records = []
     for group in groups:
@@ -180,18 +178,14 @@ def results_csv(groups: Sequence[Group], keys: Sequence[Key]) -> str:
                     "error": run.error,
                 }
             )
-    return _as_csv(pd.DataFrame.from_records(records))
+    return pd.DataFrame.from_records(records)
 
 
-def configurations_csv(rankings: Sequence[Ranking], keys: Sequence[Key]) -> str:
-    """`configurations` as text."""
-    return _as_csv(configurations(rankings, keys))
-
-
-def _as_csv(table: pd.DataFrame) -> str:
+def as_csv(table: pd.DataFrame) -> str:
+    """A table as a spreadsheet may be given it."""
     for name in table.select_dtypes(exclude="number").columns:
         # as objects: pandas would make other numbers of those beside a None
-        table[name] = pd.Series(map(csv_cell, table[name]), index=table.index, dtype=object)
+        table[name] = pd.Series(map(formats.csv_cell, table[name]), index=table.index, dtype=object)
     return table.to_csv(index=False, lineterminator="\n")
 
 

@@ -96,12 +96,12 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def spread_text(value: Estimate | None, decimals: int = 1) -> str:
+def spread_text(value: Estimate | None) -> str:
     """``93.4 ± 0.2 %`` (mean and standard deviation), ``93.4 %`` for one run, or a dash."""
     if value is None:
         return "–"  # noqa: RUF001  (an en dash: nothing)
-    mean = f"{100 * value.mean:.{decimals}f}"
-    return f"{mean} %" if value.sd is None else f"{mean} ± {100 * value.sd:.{decimals}f} %"
+    mean = f"{100 * value.mean:.1f}"
+    return f"{mean} %" if value.sd is None else f"{mean} ± {100 * value.sd:.1f} %"
 
 
 def interval_text(value: Estimate | None) -> str:

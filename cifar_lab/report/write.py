@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,26 +10,14 @@ from rich.console import Console
 from cifar_lab.errors import InputError
 from cifar_lab.records.files import write_atomically
 from cifar_lab.records.record import FILE_NAME
-from cifar_lab.report.compare import Confusion, Ranking, confusions, rank
-from cifar_lab.report.groups import Group, Key, group
-from cifar_lab.report.read import Reader, Reading
+from cifar_lab.report.compare import Report, confusions, rank
+from cifar_lab.report.groups import group
+from cifar_lab.report.read import Reader
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = "report"
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What was read below a folder, and what follows from it."""
-
-    title: str
-    reading: Reading
-    groups: Sequence[Group]
-    keys: Sequence[Key]
-    rankings: Sequence[Ranking]
-    confusions: Sequence[Sequence[Confusion]]
 
 
 def write_report(path: Path, out: Path | None = None, *, console: Console | None = None) -> Path:
@@ -127,14 +112,15 @@ def compare_runs(path: Path, reader: Reader) -> Report | None:
 
 def write_files(report: Report, out: Path, *, watch_s: float | None) -> None:
     """Writes all files, each replaced whole; raises OSError."""
-    from cifar_lab.report.tables import configurations_csv, results_csv
+    from cifar_lab.report.markdown import render_markdown
+    from cifar_lab.report.tables import as_csv, configurations, results
 
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "results.csv", results_csv(report.groups, report.keys))
-    table = configurations_csv(report.rankings, report.keys)
-    write_atomically(out / "configurations.csv", table)
+    write_atomically(out / "results.csv", as_csv(results(report.groups, report.keys)))
+    table = configurations(report.rankings, report.keys)
+    write_atomically(out / "configurations.csv", as_csv(table))
     figures = _write_figures(report, out / "figures")
-    write_atomically(out / "report.md", _markdown(report, figures))
+    write_atomically(out / "report.md", render_markdown(report, figures=figures))
     write_page(report, out, watch_s=watch_s)
 
 
@@ -142,17 +128,7 @@ def write_page(report: Report, out: Path, *, watch_s: float | None) -> None:
     """Writes report.html alone; with ``watch_s`` it reloads itself as often."""
     from cifar_lab.report.page import render_page
 
-    page = render_page(
-        title=report.title,
-        written=_now(),
-        watch_s=watch_s,
-        reading=report.reading,
-        groups=report.groups,
-        keys=report.keys,
-        rankings=report.rankings,
-        confusions=report.confusions,
-    )
-    write_atomically(out / "report.html", page)
+    write_atomically(out / "report.html", render_page(report, watch_s=watch_s))
 
 
 def _write_figures(report: Report, folder: Path) -> list[str]:
@@ -168,20 +144,3 @@ def _write_figures(report: Report, folder: Path) -> list[str]:
         for kind in FORMATS:
             write_atomically(folder / f"{name}.{kind}", saved(figure, kind))
     return names
-
-
-def _markdown(report: Report, figures: Sequence[str]) -> str:
-    from cifar_lab.report.markdown import render_markdown
-
-    return render_markdown(
-        title=report.title,
-        written=_now(),
-        reading=report.reading,
-        groups=report.groups,
-        rankings=report.rankings,
-        figures=figures,
-    )
-
-
-def _now() -> str:
-    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")

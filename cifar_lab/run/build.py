@@ -261,7 +261,6 @@ def _try_network(
         size=data.dataset.image_size,
         classes=len(data.dataset.classes),
         batch_size=data.batch_size,
-        mixes=_mixes(data),
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
         alone=_image_alone(cfg, data),

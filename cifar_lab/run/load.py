@@ -23,7 +23,7 @@ from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_lab.data.pictures import read_picture
 from cifar_lab.data.synthetic import make_synthetic
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, listed
 from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
@@ -63,7 +63,8 @@ class Normalized(nn.Module):
         super().__init__()
         self.network, self.tta = network, tta
         # of values in 0..255, as `cifar_lab.data.augment.Normalization` has them
-        dtype = torch.float64 if _is_double(network) else torch.float32
+        double = any(p.dtype == torch.float64 for p in network.parameters())
+        dtype = torch.float64 if double else torch.float32
         channels = (torch.tensor(c, dtype=torch.float64).view(-1, 1, 1) for c in (mean, std))
         offset, scale = (255 * c for c in channels)
         self.register_buffer("offset", offset.float().to(dtype))
@@ -376,9 +377,8 @@ def _check_fit(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> No
         ),
     ]
     if differing:
-        more = f" and {len(differing) - 2} more" if len(differing) > 2 else ""
         raise InputError(
-            f"{file}: is of another network than this run's: it {', '.join(differing[:2])}{more}"
+            f"{file}: is of another network than this run's: it {listed(differing, 2)}"
         )
 
 
@@ -386,10 +386,6 @@ def _shape(tensor: Any) -> str:
     if not isinstance(tensor, Tensor):
         return f"({type(tensor).__name__})"
     return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _is_double(network: nn.Module) -> bool:
-    return any(p.dtype == torch.float64 for p in network.parameters())
 
 
 _TAKEN = (

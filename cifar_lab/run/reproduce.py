@@ -25,7 +25,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
 from cifar_lab.records.environment import git_state, package_versions
-from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise
+from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise, record_of
 from cifar_lab.run.build import build, device_name
 from cifar_lab.run.load import read_ended, tested_checkpoint
 from cifar_lab.run.run import Request, run
@@ -481,9 +481,7 @@ def _of_seeds(folder: Path, record: RunRecord) -> dict[int, float]:
     mine = {k: v for k, v in deciding(record.config or {}).items() if k != "seed"}
     found: dict[int, float] = {}
     for path in sorted(folder.absolute().parent.glob(f"*/{FILE_NAME}")):
-        try:
-            other = RunRecord.read(path.parent)
-        except (OSError, ValueError):
+        if (other := record_of(path.parent)) is None:
             continue
         accuracy, config = other.metrics.get("test/acc"), other.config
         if other.status != "finished" or accuracy is None or not config or other.seed is None:

@@ -171,7 +171,6 @@ def _of_the_first(parts: Parts | None, value: T) -> T:
 
 def _repeat(asked: Request, record: RunRecord) -> None:
     """Prints the result of a finished run again, once its images are found to be the same."""
-    from cifar_lab.data.copies import warnings_of
     from cifar_lab.run.summary import print_summary
 
     try:
@@ -192,8 +191,8 @@ def _repeat(asked: Request, record: RunRecord) -> None:
             "choose another hydra.run.dir to run it anew",
             file=sys.stderr,
         )
-    for line in warnings_of(record.data):
-        print(f"cifar_lab: {resume.root_of(asked.config)}: {line}", file=sys.stderr)
+    for line in data_warnings(asked.config, record.data):
+        print(f"cifar_lab: {line}", file=sys.stderr)
     if processes.rank() == 0:
         print_summary(record, asked.run_dir)
 
@@ -252,7 +251,7 @@ def _train(
             if processes.rank() == 0:
                 checkpoint = _take_folder(asked.run_dir, earlier, stack)
                 file = _open_record(asked, parts, earlier.record, checkpoint)
-                _warn(asked, file.record, _images_per_step(parts))
+                _warn(asked, file.record, parts)
             checkpoint = of_the_first(checkpoint)
             with processes.first_of(asked.overrides_with_folder, checkpoint):
                 fit_and_test(
@@ -343,14 +342,11 @@ def _step_of(checkpoint: Path | None) -> int:
     return int(found["global_step"])
 
 
-def _images_per_step(parts: Parts) -> int:
+def _warn(asked: Request, record: RunRecord, parts: Parts) -> None:
+    """Says what a reader of the numbers has to know; on standard error and in train.log."""
     from cifar_lab.training.layout import layout_of
 
-    return layout_of(parts.trainer, parts.data.train_dataloader()).images_per_step
-
-
-def _warn(asked: Request, record: RunRecord, images_per_step: int) -> None:
-    """Says what a reader of the numbers has to know; on standard error and in train.log."""
+    images_per_step = layout_of(parts.trainer, parts.data.train_dataloader()).images_per_step
     *before, start = record.starts
     if record.resumed and (others := made_otherwise(before, start)):
         # not refused: a comment may have changed, and hours of work would be lost; every start

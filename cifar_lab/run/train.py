@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from cifar_lab.config.compose import compose, path_at
 from cifar_lab.config.overrides import check_mode, check_renamed, check_unique, normalized
 from cifar_lab.config.targets import target_nodes
 from cifar_lab.config.validate import check_not_a_sweep
 from cifar_lab.errors import InputError
-from cifar_lab.records.record import RunRecord
+from cifar_lab.records.record import record_of
 from cifar_lab.run.load import Run, load_run
 from cifar_lab.run.run import Request, run
 
@@ -52,8 +51,6 @@ def train(overrides: Sequence[str] = ()) -> Run:
         # the person's own configuration, which the folder's has just been found to be
         own = [str(node["_target_"]) for _, node in target_nodes(asked.config, "")]
         return load_run(run_dir, trust=own)
-    reason = f"exit status {status}"
-    with suppress(OSError, ValueError):
-        record = RunRecord.read(run_dir)
-        reason = record.error or record.status
+    record = record_of(run_dir)
+    reason = f"exit status {status}" if record is None else record.error or record.status
     raise RuntimeError(f"{run_dir}: {reason}")

@@ -61,10 +61,10 @@ class Composer:
     def _kind(self, parsed: Sequence[Override]) -> tuple[Any, ...]:
         """What points have in common that differ in plain values alone."""
         return tuple(
-            (override.get_key_element(), _container(override.value()))
-            if override.key_or_group in self._values
-            else override.input_line
-            for override in parsed
+            (o.get_key_element(), type(o.value()) if isinstance(o.value(), list | dict) else None)
+            if o.key_or_group in self._values
+            else o.input_line
+            for o in parsed
         )
 
     def _by_hydra(self, overrides: Sequence[str]) -> DictConfig:
@@ -88,10 +88,6 @@ class Composer:
 @lru_cache(maxsize=4096)
 def _parse(line: str) -> Override:
     return OverridesParser.create().parse_overrides([line])[0]
-
-
-def _container(value: Any) -> type | None:
-    return type(value) if isinstance(value, list | dict) else None
 
 
 def _are_plain(overrides: Sequence[Override], keys: set[str]) -> bool:

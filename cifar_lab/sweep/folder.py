@@ -16,7 +16,7 @@ from cifar_lab.config.overrides import check_folder
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.records.files import write_atomically
-from cifar_lab.records.record import SCHEMA, RunRecord
+from cifar_lab.records.record import SCHEMA, RunRecord, record_of
 
 _DEFAULT = "outputs/sweeps"
 # Workers end within a second of their parent; what still runs then belongs to someone else.
@@ -132,14 +132,6 @@ class SweepFolder:
 def digest_of(record: RunRecord) -> str:
     """Of the record's configuration; an older version's counted keys that decide no result."""
     return config_digest(record.config) if record.config else record.config_digest
-
-
-def record_of(run_dir: Path) -> RunRecord | None:
-    """The record below ``run_dir``, or None while there is none that can be read."""
-    try:
-        return RunRecord.read(run_dir)
-    except (OSError, ValueError):
-        return None
 
 
 def wait_until_left(run_dir: Path) -> None:

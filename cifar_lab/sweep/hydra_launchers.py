@@ -16,7 +16,8 @@ from cifar_lab.config.messages import COMPOSING_RAISES, explain, first_line
 from cifar_lab.config.overrides import check_merged, normalized
 from cifar_lab.config.written import without_secrets
 from cifar_lab.errors import InputError, Interrupted, JobFailed
-from cifar_lab.sweep.folder import SweepFolder, record_of
+from cifar_lab.records.record import record_of
+from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.launch import print_continue
 from cifar_lab.sweep.points import at, split, varying
 

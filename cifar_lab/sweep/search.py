@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_lab.errors import InputError
 from cifar_lab.records.credentials import hide, hide_by_form, masked
 from cifar_lab.records.digest import changes_no_result, flatten
-from cifar_lab.records.record import SETTLED, RunRecord
-from cifar_lab.sweep.folder import SweepFolder, record_of
+from cifar_lab.records.record import SETTLED, RunRecord, record_of
+from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.space import Space, in_words
@@ -133,7 +133,10 @@ def check_study(
         InputError: what is not searched, then and now, differs, or the images do.
     """
     shown = [masked(p, hide_by_form) for p in probes]  # a new password is the same study
-    flat = [{k: v for k, v in flatten(p) if _fixes_a_value(k)} for p in shown]
+    # each machine of a shared study divides its own cores
+    flat = [
+        {k: v for k, v in flatten(p) if k != "threads" and not changes_no_result(k)} for p in shown
+    ]
     fixed = {k: v for k, v in flat[0].items() if all(p.get(k, _NONE) == v for p in flat)}
     told = study.user_attrs
     then = told.get(_CONFIG, {})
@@ -154,11 +157,6 @@ def check_study(
         )
     study.set_user_attr(_CONFIG, fixed)
     study.set_user_attr(_IMAGES, sorted(known | set(images)))
-
-
-def _fixes_a_value(key: str) -> bool:
-    # each machine of a shared study divides its own cores
-    return key != "threads" and not changes_no_result(key)
 
 
 def _images_of_trials(study: optuna.Study, folder: SweepFolder) -> set[str]:

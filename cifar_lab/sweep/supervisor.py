@@ -15,9 +15,8 @@ from typing import Protocol
 
 from cifar_lab import signals
 from cifar_lab.errors import memory_ran_out
-from cifar_lab.records.record import SETTLED, RunRecord, Status, close_for
+from cifar_lab.records.record import SETTLED, RunRecord, Status, close_for, record_of
 from cifar_lab.sweep import process
-from cifar_lab.sweep.folder import record_of
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.tasks import RUN_JOB, Task
 

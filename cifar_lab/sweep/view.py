@@ -17,18 +17,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cifar_lab.formats import clock
 from cifar_lab.sweep.results import write_results
 from cifar_lab.sweep.supervisor import SweepJob
 
 _STYLE = {"running": "cyan", "finished": "green", "failed": "red", "diverged": "red"}
 _ORDER = ("running", "failed", "diverged", "queued", "finished", "pruned", "interrupted")
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 class SweepView:
@@ -39,7 +33,6 @@ class SweepView:
         sweep_dir: where results.csv goes.
         slots: how many jobs run at a time, for the time left.
         expected: how many jobs there will be.
-        console: None is standard output.
     """
 
     def __init__(
@@ -49,13 +42,12 @@ class SweepView:
         sweep_dir: Path,
         slots: int,
         expected: int,
-        console: Console | None = None,
     ) -> None:
         self._jobs = jobs
         self._sweep_dir = sweep_dir
         self._slots = slots
         self._expected = expected
-        self._console = console or Console(highlight=False)
+        self._console = Console(highlight=False)
         self._live: Live | None = None
 
     def __enter__(self) -> Self:

@@ -52,6 +52,7 @@ class Classifier(LightningModule):
     Attributes:
         test_logits: (N, C) float32 on the CPU, after a test; in the order of the loader.
         test_labels: (N,) int64 on the CPU, likewise.
+        frozen: the layers that stay in evaluation mode.
         keep_result: called with test/loss and test/acc as soon as they are known.
 
     Args:
@@ -83,7 +84,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
-        self._frozen = list(frozen)
+        self.frozen = list(frozen)
         self._tta = tta
         self.distillation = distillation
         self.hard_examples = hard_examples
@@ -131,15 +132,10 @@ class Classifier(LightningModule):
         """Those that no step changes."""
         return sum(p.numel() for p in self.network.parameters() if not p.requires_grad)
 
-    @property
-    def frozen(self) -> Sequence[nn.Module]:
-        """The layers that stay in evaluation mode."""
-        return self._frozen
-
     def train(self, mode: bool = True) -> Self:
         """As torch's, without the frozen layers: their statistics stay what they are."""
         super().train(mode)
-        for layer in getattr(self, "_frozen", ()):
+        for layer in getattr(self, "frozen", ()):
             layer.eval()
         return self
 

@@ -168,7 +168,11 @@ def fit_and_test(
     finished = result(metrics_of(trainer))  # with what callbacks have added
     if report is not None:
         report(metrics=finished.metrics)
-        _finish_curves(parts, finished.metrics)
+        known = {key: value for key, value in finished.metrics.items() if value is not None}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                results = {**known, "parameters": classifier.parameter_count}
+                logger.finish(results, trainer.global_step)
     return finished
 
 
@@ -279,11 +283,3 @@ def _take_up(
     for logger in parts.trainer.loggers:
         logger.log_hyperparams(hparams)
     return carried
-
-
-def _finish_curves(parts: Parts, metrics: dict[str, float | None]) -> None:
-    known = {key: value for key, value in metrics.items() if value is not None}
-    results = {**known, "parameters": parts.classifier.parameter_count}
-    for logger in parts.trainer.loggers:
-        if isinstance(logger, TensorBoard):
-            logger.finish(results, parts.trainer.global_step)

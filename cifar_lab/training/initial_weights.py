@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, listed, reason_of
 from cifar_lab.records.checkpoint_file import DamagedError, load
 from cifar_lab.records.weights import ALLOWED, SAFETENSORS, source_of
 
@@ -54,7 +54,8 @@ def read(source: Mapping[str, Any], *, offline: bool = False) -> Weights:
         return _of_torchvision(name, offline=offline)
     path = Path(source["path"])
     try:
-        tensors = _of_safetensors(path) if path.suffix == SAFETENSORS else _of_run(path)
+        is_ours = path.suffix != SAFETENSORS
+        tensors = _without_prefix(load(path)["state_dict"] if is_ours else _of_safetensors(path))
         sha256 = source_of(str(path))["sha256"]
     except DamagedError as error:
         raise InputError(f"init_from={path}: {error}; give another run or file") from error
@@ -68,16 +69,12 @@ def read(source: Mapping[str, Any], *, offline: bool = False) -> Weights:
     return Weights(tensors, sha256)
 
 
-def _of_run(path: Path) -> dict[str, Tensor]:
-    return _without_prefix(load(path)["state_dict"])
-
-
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return _without_prefix(load_file(path))
+        return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedError(f"{path.name} can't be read as safetensors ({error})") from error
 
@@ -118,10 +115,9 @@ def _of_torchvision(name: str, *, offline: bool) -> Weights:
         with open(file, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except Exception as error:  # of the network, of the disk, or a file that was tampered with
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"init_from={name}: can't be had from {weights.url} ({reason[0]}); put the file there "
-            f"as {file}, or give a run or a file"
+            f"init_from={name}: can't be had from {weights.url} ({reason_of(error)}); put the "
+            f"file there as {file}, or give a run or a file"
         ) from error
     return Weights(_without_prefix(state), sha256)
 
@@ -204,17 +200,12 @@ def _differences(
     parts = []
     if shaped:
         shapes = [f"{n} {tuple(found[n].shape)}, here {tuple(own[n].shape)}" for n in shaped]
-        parts.append(f"has {_first(shapes, '; ')}")
+        parts.append(f"has {listed(shapes, _NAMED, '; ')}")
     if missing:
-        parts.append(f"lacks {_first(missing)}")
+        parts.append(f"lacks {listed(missing, _NAMED)}")
     if unused:
-        parts.append(f"has {_first(unused)}, which this network lacks")
+        parts.append(f"has {listed(unused, _NAMED)}, which this network lacks")
     return "; ".join(parts)
-
-
-def _first(names: Sequence[str], separator: str = ", ") -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return separator.join(names[:_NAMED]) + more
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:

@@ -40,7 +40,8 @@ def route_library_logging() -> None:
             logger.addFilter(_NoAdverts())
     # "building the font cache; this may take a moment", once per machine
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    _ignore_warnings()
+    for message, category in _IGNORED:
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 # Start of the message: nothing that the person at the keyboard could change or has not chosen.
@@ -64,8 +65,3 @@ _IGNORED = (
     # first filter that a warning is held against.
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
 )
-
-
-def _ignore_warnings() -> None:
-    for message, category in _IGNORED:
-        warnings.filterwarnings("ignore", message=message, category=category)

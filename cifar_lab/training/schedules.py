@@ -12,21 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from cifar_lab.config.targets import makes_scheduler
 from cifar_lab.errors import InputError
-
-_Schedule = TypeVar("_Schedule", bound=Callable[..., float])
-
-
-def independent_of_length(schedule: _Schedule) -> _Schedule:
-    """Marks a schedule that ignores ``total_steps``: a finished fit may be made longer."""
-    schedule.independent_of_length = True  # type: ignore[attr-defined]
-    return schedule
 
 
 def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
@@ -38,10 +30,9 @@ def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
     """
     if makes_scheduler(target):
         return _wants_length(target, node)
-    return not getattr(target, "independent_of_length", False)
+    return target is not constant
 
 
-@independent_of_length
 def constant(step: int, total_steps: int) -> float:
     """1 throughout; the only one that doesn't depend on the length of the fit.
 
@@ -182,8 +173,11 @@ class FactorSchedule(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, schedule: Callable[[int, int], float], steps: int
     ) -> None:
-        groups = optimizer.param_groups
-        super().__init__(optimizer, [_factor_of(schedule, group, steps) for group in groups])
+        factors: list[Callable[[int], float]] = [
+            partial(_factor, schedule, end_of(group, steps), "until" in group)
+            for group in optimizer.param_groups
+        ]
+        super().__init__(optimizer, factors)
 
 
 def end_of(group: Mapping[str, Any], steps: int) -> int:
@@ -192,20 +186,8 @@ def end_of(group: Mapping[str, Any], steps: int) -> int:
     return max(1, round(share * steps))
 
 
-def _factor_of(
-    schedule: Callable[[int, int], float], group: Mapping[str, Any], steps: int
-) -> Callable[[int], float]:
-    if "until" in group:
-        return partial(_factor_until, schedule, end_of(group, steps))
-    return partial(_factor, schedule, steps)
-
-
-def _factor(schedule: Callable[[int, int], float], total_steps: int, step: int) -> float:
-    return schedule(step, total_steps)
-
-
-def _factor_until(schedule: Callable[[int, int], float], end: int, step: int) -> float:
-    return schedule(step, end) if step < end else 0.0
+def _factor(schedule: Callable[[int, int], float], end: int, stops: bool, step: int) -> float:
+    return 0.0 if stops and step >= end else schedule(step, end)
 
 
 @dataclass(frozen=True)

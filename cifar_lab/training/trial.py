@@ -45,7 +45,6 @@ class Expected:
         size: (3, H, W) of an image.
         classes: of the dataset.
         batch_size: of the training batches.
-        mixes: whether the training labels are (B, classes) float32 and not (B,) int64.
         device: the kind that will train: cuda, mps or cpu.
         precision: as in ``trainer.precision``.
         alone: what to say where a training batch has a single image; empty: none has.
@@ -54,7 +53,6 @@ class Expected:
     size: tuple[int, ...]
     classes: int
     batch_size: int
-    mixes: bool
     device: str
     precision: str
     alone: str = ""

@@ -15,11 +15,11 @@ from cifar_lab.data.dataset import (
     channel_statistics,
     check_labels,
     label_type,
-    numbered,
 )
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 from tests.conftest import FEED
+from tests.support.images import numbered
 
 
 def dataset(labels: list[int], classes: int) -> Dataset:

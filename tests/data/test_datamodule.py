@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -290,12 +291,13 @@ def test_normalization_is_the_datasets_or_a_half() -> None:
 def test_opening_twice_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def open_official(archive: Archive, **arguments: Any) -> Dataset:
+    def open_from(*, archive: Archive, fetching: cifar10.Fetching, **arguments: Any) -> Any:
         assert archive is OFFICIAL
-        asked.append(arguments)
-        return make_synthetic(train_size=100, test_size=20, data_seed=0)
+        asked.append({**arguments, **vars(fetching)})
+        images = make_synthetic(train_size=100, test_size=20, data_seed=0)
+        return SimpleNamespace(dataset=images)
 
-    monkeypatch.setattr(cifar10, "open_official", open_official)
+    monkeypatch.setattr(cifar10, "open_from", open_from)
     data = Cifar10(**{**FEED, **SOURCE})
     assert data.open() is data.open()
     data.setup("fit")

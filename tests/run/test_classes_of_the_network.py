@@ -10,10 +10,11 @@ from torch import nn
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.validate import check
-from cifar_lab.data.dataset import Dataset, Split, numbered
+from cifar_lab.data.dataset import Dataset, Split
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
 from cifar_lab.run.build import build_model
+from tests.support.images import numbered
 
 BARE = ("~model.width", "~model.dropout")
 TORCHVISION = ("model._target_=torchvision.models.mobilenet_v3_small", *BARE)

@@ -63,11 +63,10 @@ def test_other_images_are_another_run_and_refused_by_name(
 
 
 def digest_of_root(root: Path) -> str:
-    from cifar_lab.data.fetch.archive import OFFICIAL
-    from cifar_lab.data.fetch.locate import open_official
+    from cifar_lab.data.fetch.locate import Fetching, open_from
 
-    settings: dict[str, Any] = {"offline": True, "sources": [], "min_rate": 0, "stall_s": 1}
-    return open_official(OFFICIAL, root=str(root), cache=None, **settings).digest
+    fetching = Fetching(offline=True, sources=[], min_rate=0, stall_s=1)
+    return open_from(root=str(root), cache=None, fetching=fetching).dataset.digest
 
 
 def test_images_replaced_in_place_are_noticed_though_size_and_date_are_the_same(

@@ -56,3 +56,8 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", compress_level=0)  # one length for all
     return content.getvalue()
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that nobody has named."""
+    return tuple(map(str, range(count)))

@@ -123,13 +123,13 @@ def write_record(folder: Path, digest: str, images: str | None, **more: Any) -> 
 
 def opened_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The roots that are opened from now on."""
-    roots, original = [], cifar10.open_official
+    roots, original = [], cifar10.open_from
 
-    def counted(archive: Any, *, root: str, **more: Any) -> Any:
+    def counted(*, root: str, **more: Any) -> Any:
         roots.append(root)
-        return original(archive, root=root, **more)
+        return original(root=root, **more)
 
-    monkeypatch.setattr(cifar10, "open_official", counted)
+    monkeypatch.setattr(cifar10, "open_from", counted)
     return roots
 
 

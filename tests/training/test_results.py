@@ -24,7 +24,6 @@ from cifar_lab.data.dataset import (
     Split,
     digest_of,
     label_type,
-    numbered,
     split_digest,
 )
 from cifar_lab.run import summary
@@ -33,6 +32,7 @@ from cifar_lab.training.callbacks import prediction_figures as pictures
 from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 from tests.conftest import TINY, record_of
+from tests.support.images import numbered
 
 Lab = Callable[..., tuple[int, str, str]]
 

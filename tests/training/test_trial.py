@@ -27,7 +27,6 @@ def expected(**changes: Any) -> Expected:
         "size": (3, 32, 32),
         "classes": 10,
         "batch_size": 8,
-        "mixes": False,
         "device": "cpu",
         "precision": "32-true",
     }

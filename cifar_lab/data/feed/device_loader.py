@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifar_lab.data.augment import Normalization, Pipeline, resized
-from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
+from cifar_lab.data.feed.epoch import Batch, EpochLoader, epoch_order, stream
 
 # Left free on a GPU beside the images: a network trains there too.
 _RESERVE_BYTES = 2 * 2**30
@@ -63,6 +63,7 @@ class Plan:
 
 
 @final
+@dataclass(kw_only=True, eq=False, repr=False)
 class BatchLoader(EpochLoader):
     """Whole-batch loading and augmentation.
 
@@ -71,69 +72,38 @@ class BatchLoader(EpochLoader):
     Nothing here waits for a GPU.
 
     Attributes:
-        images: as they were given; never written to.
-
-    Args:
-        images: (N, 3, H, W) uint8 of a whole split, on `device` or in pinned memory (see `place`).
+        images: (N, 3, H, W) uint8 of a whole split, on `device` or in pinned memory (see `place`);
+            never written to.
         labels: (N,) int64 of the whole split, on the CPU.
-        indices: (n,) int64 on the CPU: the rows of the split to go through.
-        share: cuts the n images into batches.
         pipeline: augmentation; with no transforms, images are only normalized.
         normalization: on `device`.
-        seed: of order and augmentation.
-        shuffle: a new order every epoch, or else that of `indices`.
-        device: where the batches are wanted.
-        channels_last: memory format of the images.
     """
 
-    def __init__(
-        self,
-        *,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        share: Share,
-        pipeline: Pipeline,
-        normalization: Normalization,
-        seed: int,
-        shuffle: bool,
-        device: torch.device,
-        channels_last: bool,
-    ) -> None:
-        super().__init__()
-        assert images.dtype == torch.uint8
-        assert len(indices) == share.count
-        self.share = share
-        self.device = device
-        self.images = images
-        self._labels = labels
-        self._indices = indices
-        self._pipeline = pipeline
-        self._normalization = normalization
-        self._seed = seed
-        self._shuffle = shuffle
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    images: Tensor
+    labels: Tensor
+    pipeline: Pipeline
+    normalization: Normalization
 
-    @property
-    def num_batches(self) -> int:
-        """Batches of an epoch, on every rank."""
-        return self.share.num_batches if self.multistep is None else self.multistep.batches
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.images.dtype == torch.uint8
+        assert len(self.indices) == self.share.count
 
     def plan(self, epoch: int) -> Plan:
         """Draws the whole epoch at once; a function of (seed, epoch) and the rank."""
         share, size = self.share, self.images.shape[-1]
-        order = epoch_order(share.count, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-        rows = self._indices[share.of(order)]
-        draws = self._pipeline.draw(share.count, stream(self._seed, epoch, "augment"), size)
-        lasting = self._pipeline.draw_lasting(
-            share.count, stream(self._seed, 0, "lasting"), size, epoch=epoch
+        order = epoch_order(share.count, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        rows = self.indices[share.of(order)]
+        draws = self.pipeline.draw(share.count, stream(self.seed, epoch, "augment"), size)
+        lasting = self.pipeline.draw_lasting(
+            share.count, stream(self.seed, 0, "lasting"), size, epoch=epoch
         )
         draws |= {name: draw[order] for name, draw in lasting.items()}
         return Plan(
             order=_sent(rows, self.images.device),
-            labels=_sent(self._labels[rows], self.device),
+            labels=_sent(self.labels[rows], self.device),
             draws={name: _sent(share.of(draw), self.device) for name, draw in draws.items()},
-            side=self._pipeline.side(epoch),
+            side=self.pipeline.side(epoch),
         )
 
     def batch(self, plan: Plan, index: int) -> Batch:
@@ -157,7 +127,7 @@ class BatchLoader(EpochLoader):
         """
         size = self.share.local_batch_size
         assert (first + count) * size <= len(plan.order)
-        if self._pipeline.mixes:
+        if self.pipeline.mixes:
             batches = [self.batch(plan, index) for index in range(first, first + count)]
             images, labels = zip(*batches, strict=True)
             return torch.stack(images), torch.stack(labels)
@@ -165,12 +135,12 @@ class BatchLoader(EpochLoader):
         return flat_images.unflatten(0, (count, size)), flat_labels.unflatten(0, (count, size))
 
     def _cut(self, plan: Plan, part: slice) -> Batch:
-        images, labels = self._pipeline.apply(
+        images, labels = self.pipeline.apply(
             self._gathered(plan.order[part]),
             plan.labels[part],
             {name: draw[part] for name, draw in plan.draws.items()},
-            self._normalization,
-            self._memory_format,
+            self.normalization,
+            self.memory_format,
         )
         return resized(images, plan.side), labels
 

@@ -44,6 +44,7 @@ def epoch_order(count: int, *, seed: int, epoch: int, shuffle: bool) -> Tensor:
     return torch.randperm(count, generator=stream(seed, epoch, "order"))
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class EpochLoader(ABC):
     """Iterates over epochs of batches, and knows where in which epoch it is.
 
@@ -56,12 +57,22 @@ class EpochLoader(ABC):
         epoch: from 0.
         position: batches of it that were handed out.
         share: how the epoch is cut into batches, and which part of each is handed out here.
+        indices: (n,) int64 on the CPU: the rows of the split to go through.
+        seed: of order and augmentation.
+        shuffle: a new order every epoch, or else that of `indices`.
+        device: where the batches are wanted.
+        channels_last: memory format of the images.
         multistep: how several batches at a time are handed out, stacked; None: one by one.
     """
 
     share: Share
+    indices: Tensor
+    seed: int
+    shuffle: bool
+    device: torch.device
+    channels_last: bool
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         self.epoch = 0
         self.position = 0
         self.multistep: Multistep | None = None
@@ -107,9 +118,14 @@ class EpochLoader(ABC):
         return self.num_batches if self.multistep is None else self.multistep.calls_per_epoch
 
     @property
-    @abstractmethod
     def num_batches(self) -> int:
-        """The number of batches of a whole epoch."""
+        """Batches of an epoch, on every rank."""
+        return self.share.num_batches if self.multistep is None else self.multistep.batches
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the images."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @abstractmethod
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.data.augment import ColorJitter, Pipeline, RandomCrop, RandomFlip, Transform
 from cifar_lab.data.auto_augment import RandAugment, TrivialAugment
-from cifar_lab.data.feed.epoch import Batch, EpochLoader, Share, epoch_order, stream
+from cifar_lab.data.feed.epoch import Batch, EpochLoader, epoch_order, stream
 from cifar_lab.errors import InputError
 from cifar_lab.records.files import shorten_paths_of_sockets
 
@@ -69,6 +70,7 @@ def _counterpart(transform: Transform, size: int) -> v2.Transform:
 
 
 @final
+@dataclass(kw_only=True, eq=False, repr=False)
 class TorchvisionLoader(EpochLoader):
     """Per-sample loading in worker processes; yields what `BatchLoader` yields.
 
@@ -76,64 +78,39 @@ class TorchvisionLoader(EpochLoader):
     position) around the call: nothing depends on the number of workers, and the generator of the
     training process is left as it was.
 
-    Args:
+    Attributes:
         images: (N, 3, H, W) uint8 of a whole split, on the CPU.
         labels: (N,) int64 of the whole split, on the CPU.
-        indices: (n,) int64: the rows of the split to go through.
-        share: cuts the n images into batches.
         transform: (3, H, W) uint8 to the same, or to float in [0, 1].
         mean: per channel, subtracted from the image in [0, 1].
         std: per channel, divides it then.
-        seed: of order and augmentation.
-        shuffle: a new order every epoch, or else that of `indices`.
         workers: worker processes; 0 loads in the training process.
-        device: where the batches are wanted.
-        channels_last: memory format of the images.
     """
 
-    def __init__(
-        self,
-        *,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        share: Share,
-        transform: SampleTransform,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: int,
-        shuffle: bool,
-        workers: int,
-        device: torch.device,
-        channels_last: bool,
-    ) -> None:
-        super().__init__()
-        if workers:
+    images: Tensor
+    labels: Tensor
+    transform: SampleTransform
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers:
             shorten_paths_of_sockets()
             util.Finalize(None, _end_workers, exitpriority=10)
-        self.share = share
-        self.device = device
-        self._indices = indices
-        self._seed = seed
-        self._shuffle = shuffle
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._upcoming: list[list[_SampleKey]] = []
         # One DataLoader for all epochs, so that its workers start once. It reads the batches from
         # the list that every epoch fills anew.
         self._loader: DataLoader[Any] = DataLoader(
-            _Samples(images, labels, transform, mean, std),
+            _Samples(self.images, self.labels, self.transform, self.mean, self.std),
             batch_sampler=self._upcoming,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
             # its seeds for the workers, which nothing uses, would come from the global generator
             generator=torch.Generator(),
         )
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of an epoch, on every rank."""
-        return self.share.num_batches
 
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         self._upcoming[:] = self._keys(epoch)[first:]
@@ -141,15 +118,15 @@ class TorchvisionLoader(EpochLoader):
             batches = iter(self._loader)  # where workers start, which inherit that
         for images, labels in batches:
             yield (
-                images.to(self.device, non_blocking=True, memory_format=self._memory_format),
+                images.to(self.device, non_blocking=True, memory_format=self.memory_format),
                 labels.to(self.device, non_blocking=True),
             )
 
     def _keys(self, epoch: int) -> list[list[_SampleKey]]:
         count, size = self.share.count, self.share.local_batch_size
-        order = epoch_order(count, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-        seeds = torch.randint(2**32, (count,), generator=stream(self._seed, epoch, "augment"))
-        rows = self._indices[self.share.of(order)].tolist()
+        order = epoch_order(count, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        seeds = torch.randint(2**32, (count,), generator=stream(self.seed, epoch, "augment"))
+        rows = self.indices[self.share.of(order)].tolist()
         keys = list(zip(rows, self.share.of(seeds).tolist(), strict=True))
         return [keys[start : start + size] for start in range(0, len(keys), size)]
 

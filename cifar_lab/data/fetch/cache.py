@@ -144,7 +144,7 @@ class Entry:
             test: likewise.
             origin: where they are from, for the next who looks for them.
         """
-        with self._writing():
+        with writing_into(self.folder.parent):
             self.folder.mkdir(parents=True, exist_ok=True)
             # First, lest a crash half-way leave new images under the old source's fingerprint.
             # Names are replaced, never bytes: what is mapped elsewhere stays what it is.
@@ -159,7 +159,7 @@ class Entry:
     def add_source(self, origin: Origin, path: Path, fingerprint: str) -> None:
         """Remembers that `path` holds these very images too (hold the lock)."""
         fingerprints = {**origin.fingerprints, str(path): fingerprint}
-        with self._writing():
+        with writing_into(self.folder.parent):
             self._write_origin(replace(origin, fingerprints=fingerprints))
 
     @contextmanager
@@ -171,7 +171,7 @@ class Entry:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._lock_path)
-        with self._writing():
+        with writing_into(self.folder.parent):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=_WAIT_SILENTLY_S)
@@ -202,11 +202,6 @@ class Entry:
     def _write_origin(self, origin: Origin) -> None:
         text = json.dumps(asdict(origin), indent=1) + "\n"
         _replace(self.folder / "dataset.json", (text.encode(),))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with writing_into(self.folder.parent):
-            yield
 
 
 @contextmanager

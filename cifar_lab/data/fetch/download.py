@@ -156,15 +156,16 @@ class _Transfer:
         # the position in the file at which the body starts
         status, size = response.status_code, self.archive.size
         if status == 416:
-            self._start_over()
+            self.part.unlink(missing_ok=True)
             raise BrokenOffError("refuses to continue (416)", wait_s=0)
         if status in _BUSY:
             raise BrokenOffError(f"{status} {response.reason}", wait_s=_retry_after(response))
         if status not in (200, 206):
             raise SourceError(f"{status} {response.reason}")
         start = have if status == 206 else 0
-        if status == 206 and response.headers.get("Content-Range") != _content_range(have, size):
-            raise SourceError(f"continues something else ({response.headers.get('Content-Range')})")
+        sent = response.headers.get("Content-Range")
+        if status == 206 and sent != f"bytes {have}-{size - 1}/{size}":
+            raise SourceError(f"continues something else ({sent})")
         length = response.headers.get("Content-Length")
         if length is not None and length != str(size - start):
             kind = response.headers.get("Content-Type", "of unknown type")
@@ -199,12 +200,9 @@ class _Transfer:
     def _have(self) -> int:
         size = self.part.stat().st_size if self.part.exists() else 0
         if size > self.archive.size:
-            self._start_over()
+            self.part.unlink()
             return 0
         return size
-
-    def _start_over(self) -> None:
-        self.part.unlink(missing_ok=True)
 
 
 class _RateWatch:
@@ -226,10 +224,6 @@ class _RateWatch:
             self._bytes -= self._recent.popleft()[1]
         rate = self._bytes / self.window_s
         return rate if now - self._begin >= self.window_s and rate < self.min_rate else None
-
-
-def _content_range(start: int, size: int) -> str:
-    return f"bytes {start}-{size - 1}/{size}"
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.data.dataset import Split, label_type
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, listed
 
 log = logging.getLogger("cifar_lab.data")
 
@@ -274,7 +274,7 @@ def _found_classes(where: str, found: dict[str, dict[str, list[str]]]) -> tuple[
     train, test = (set(found[split]) for split in SPLITS)
     if train != test:
         only = [
-            f"only {split}/ has {_some(names)}"
+            f"only {split}/ has {listed(sorted(names), 5)}"
             for split, names in (("train", train - test), ("test", test - train))
             if names
         ]
@@ -287,11 +287,6 @@ def _found_classes(where: str, found: dict[str, dict[str, list[str]]]) -> tuple[
     if odd := [name for name in train if not name.isprintable()]:
         raise InputError(f"{where}: {min(odd)!r} is no name for a class; rename the folder")
     return tuple(sorted(train))
-
-
-def _some(names: Iterable[str]) -> str:
-    first, rest = sorted(names)[:5], len(list(names)) - 5
-    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _in_turns(classes: dict[str, list[str]], names: tuple[str, ...]) -> list[tuple[int, str]]:
@@ -309,12 +304,12 @@ def _check_classes(where: str, classes: dict[str, list[str]], names: tuple[str, 
     missing = [name for name in names if name not in classes]
     unknown = set(classes) - set(names)
     if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has unknown {_some(unknown)}"] if unknown else []
-        listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:5])}, ..."
+        parts = [f"lacks {listed(sorted(missing), 5)}"] if missing else []
+        parts += [f"has unknown {listed(sorted(unknown), 5)}"] if unknown else []
+        wanted = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:5])}, ..."
         raise InputError(
             f"{where}: {' and '.join(parts)}; it must hold exactly the {len(names)} class folders "
-            f"{listed} (data=folders takes any classes)"
+            f"{wanted} (data=folders takes any classes)"
         )
     for name in names:
         if not classes[name]:
@@ -333,7 +328,7 @@ def _read(
     for said, count in notes.items():
         log.info("%s: %s of %s", where, said, f"{count:,} picture{'s' * (count > 1)}")
     if odd := _spelt_otherwise(listing):
-        log.info("%s: read in spite of their case: %s", where, _some(odd))
+        log.info("%s: read in spite of their case: %s", where, listed(sorted(odd), 5))
     return train, test, resized
 
 

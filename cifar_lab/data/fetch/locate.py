@@ -61,42 +61,12 @@ class Opened:
     resized: int
 
 
-def open_official(
-    archive: Archive,
-    *,
-    root: str | None,
-    cache: str | None,
-    offline: bool,
-    sources: Sequence[str],
-    min_rate: float,
-    stall_s: float,
-) -> Dataset:
-    """CIFAR-10 or CIFAR-100, verified, as read-only memory maps of the cache.
-
-    Args:
-        archive: which of them.
-        root: a folder, the archive or a .zip; the only place then looked at. None or "": the
-            cache, then `USUAL_PLACES`, then `sources`.
-        cache: folder for decoded images; None: the user's cache folder.
-        offline: never open a socket.
-        sources: URLs of the identical archive, tried in this order.
-        min_rate: bytes/s; a source that is slower over `stall_s` seconds is given up.
-        stall_s: seconds.
-
-    Raises:
-        InputError: the root holds no usable data, or none can be had, or the cache can't be
-            written; `NotHereError`: only the network would have them.
-    """
-    fetching = Fetching(offline=offline, sources=sources, min_rate=min_rate, stall_s=stall_s)
-    return open_from(root=root, cache=cache, fetching=fetching, archive=archive).dataset
-
-
 def open_folders(*, root: str | None, cache: str | None, image_size: int) -> Opened:
     """Class folders with any names: the training and test images of 2 to 1,000 classes.
 
     Args:
         root: a folder or a .zip with train/<class>/ and test/<class>/.
-        cache: as in `open_official`.
+        cache: as in `open_from`.
         image_size: S; pictures of another size are resized to (3, S, S).
 
     Raises:
@@ -112,7 +82,14 @@ def open_folders(*, root: str | None, cache: str | None, image_size: int) -> Ope
 
 @dataclass(frozen=True, kw_only=True)
 class Fetching:
-    """Whether and how the archive may be fetched; the names are those of `open_official`."""
+    """Whether and how the archive may be fetched.
+
+    Attributes:
+        offline: never open a socket.
+        sources: URLs of the identical archive, tried in this order.
+        min_rate: bytes/s; a source that is slower over `stall_s` seconds is given up.
+        stall_s: seconds.
+    """
 
     offline: bool
     sources: Sequence[str]
@@ -123,13 +100,18 @@ class Fetching:
 def open_from(
     *, root: str | None, cache: str | None, fetching: Fetching, archive: Archive = OFFICIAL
 ) -> Opened:
-    """`open_official`, with more to tell.
+    """CIFAR-10 or CIFAR-100, verified, as read-only memory maps of the cache.
 
     Args:
-        root: as in `open_official`.
-        cache: likewise.
-        fetching: used where there is neither a root nor a cached copy.
-        archive: the official one that is meant.
+        root: a folder, the archive or a .zip; the only place then looked at. None or "": the
+            cache, then `USUAL_PLACES`, then what is fetched.
+        cache: folder for decoded images; None: the user's cache folder.
+        fetching: how.
+        archive: which of them.
+
+    Raises:
+        InputError: the root holds no usable data, or none can be had, or the cache can't be
+            written; `NotHereError`: only the network would have them.
     """
     folder = cache_folder(cache)
     if root:
@@ -143,7 +125,7 @@ def verify_cache(
     """Verifies every entry of a cache and mends what is damaged; opens no socket.
 
     Args:
-        cache: as in `open_official`.
+        cache: as in `open_from`.
         archives: of the official entries.
 
     Yields:

@@ -16,7 +16,7 @@ from cifar_lab.data.fetch.archive import (
     read_archive,
     read_pickles,
 )
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, listed
 
 
 @dataclass(frozen=True)
@@ -162,5 +162,4 @@ def _inside(root: Path) -> str:
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     if not names:
         return "it is empty"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"there is {', '.join(names[:5])}{more}"
+    return f"there is {listed(names, 5)}"

@@ -237,6 +237,3 @@ def can_go_on_after(trainer: Trainer, batch_idx: int) -> bool:
 def folder_of(trainer: Trainer) -> Path:
     """Where a run's checkpoints are."""
     return Path(trainer.default_root_dir) / FOLDER
-
-
-# --- reading them again -------------------------------------------------------------------------

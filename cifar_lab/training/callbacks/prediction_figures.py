@@ -117,18 +117,21 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
     return matrix
 
 
-def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest cross-entropy, worst first.
+def worst_mistakes(
+    logits: Tensor, labels: Tensor, count: int, *, confident: bool = False
+) -> list[int]:
+    """Indices of the wrongly classified images, worst first.
 
     Args:
         logits: (N, C).
         labels: (N,) int64.
         count: at most this many.
+        confident: the worst are those with the highest probability, and not those with the loss.
     """
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    by = logits.softmax(1).amax(1) if confident else losses
     wrong = (logits.argmax(1) != labels).nonzero().flatten()
-    order = losses[wrong].argsort(descending=True, stable=True)[:count]
-    return [int(index) for index in wrong[order]]
+    return [int(i) for i in wrong[by[wrong].argsort(descending=True, stable=True)[:count]]]
 
 
 def draw_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
@@ -195,20 +198,6 @@ def draw_per_class_accuracy(matrix: NDArray[np.int64], classes: Sequence[str]) -
     return figure
 
 
-def confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Indices of the wrongly classified images with the highest probability, that one first.
-
-    Args:
-        logits: (N, C).
-        labels: (N,) int64.
-        count: at most this many.
-    """
-    confidence, said = logits.softmax(1).max(1)
-    wrong = (said != labels).nonzero().flatten()
-    order = confidence[wrong].argsort(descending=True, stable=True)[:count]
-    return [int(index) for index in wrong[order]]
-
-
 def draw_worst_mistakes(
     images: NDArray[np.uint8],
     logits: Tensor,
@@ -227,8 +216,8 @@ def draw_worst_mistakes(
         labels: (N,) int64.
         confident: the worst are those with the highest probability, and not those with the loss.
     """
-    choose = confident_mistakes if confident else worst_mistakes
-    worst, first = choose(logits, labels, WORST), "probability" if confident else "loss"
+    worst = worst_mistakes(logits, labels, WORST, confident=confident)
+    first = "probability" if confident else "loss"
     rows = max(1, math.ceil(len(worst) / _COLUMNS))
     height = rows * _CELL_INCHES[1] + _HEAD_INCHES
     figure, axes = _figure(

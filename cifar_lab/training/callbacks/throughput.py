@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,7 @@ class Sample(NamedTuple):
 
     def plus(self, other: Sample) -> Sample:
         """The sum of both, count by count."""
-        return Sample(
-            self.training_s + other.training_s,
-            self.batches + other.batches,
-            self.images + other.images,
-        )
+        return Sample(*map(add, self, other))
 
 
 class Rate:

@@ -59,10 +59,6 @@ def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
 class Counting(EpochLoader):
     """Four batches of one image, or several for each call, labelled 10 * epoch + position."""
 
-    @property
-    def num_batches(self) -> int:
-        return 4
-
     def _batches(self, epoch: int, first: int) -> Iterator[Batch]:
         if self.multistep is None:
             for position in range(first, 4):
@@ -75,12 +71,20 @@ class Counting(EpochLoader):
             first = end
 
 
+def counting() -> Counting:
+    share = Share(count=4, batch_size=1, drop_last=False, rank=0, world_size=1)
+    cpu = torch.device("cpu")
+    return Counting(
+        share=share, indices=torch.arange(4), seed=0, shuffle=False, device=cpu, channels_last=False
+    )
+
+
 def labels_of(batches: Iterator[Batch]) -> list[int]:
     return [int(label) for _, labels in batches for label in labels.flatten()]
 
 
 def test_each_iteration_is_the_next_epoch() -> None:
-    loader = Counting()
+    loader = counting()
     assert (loader.epoch, loader.position, len(loader)) == (0, 0, 4)
     assert labels_of(iter(loader)) == [0, 1, 2, 3]
     assert loader.state_dict() == {"epoch": 0, "position": 4}
@@ -89,14 +93,14 @@ def test_each_iteration_is_the_next_epoch() -> None:
 
 
 def test_making_an_iterator_begins_nothing() -> None:
-    loader = Counting()
+    loader = counting()
     iter(loader), iter(loader)
     assert loader.state_dict() == {"epoch": 0, "position": 0}
     assert labels_of(iter(loader)) == [0, 1, 2, 3]
 
 
 def test_the_position_counts_a_batch_before_it_is_handed_out() -> None:
-    loader = Counting()
+    loader = counting()
     assert [loader.position for _ in loader] == [1, 2, 3, 4]
     loader.multistep = Multistep(size=3, full=4, batches=4, max_steps=None)
     assert [loader.position for _ in loader] == [3, 4]
@@ -104,7 +108,7 @@ def test_the_position_counts_a_batch_before_it_is_handed_out() -> None:
 
 
 def test_setting_an_epoch_begins_it_from_the_start() -> None:
-    loader = Counting()
+    loader = counting()
     next(iter(loader))
     loader.set_epoch(5)
     assert loader.state_dict() == {"epoch": 5, "position": 0}
@@ -115,13 +119,13 @@ def test_setting_an_epoch_begins_it_from_the_start() -> None:
 
 @pytest.mark.parametrize("position", range(5))
 def test_a_restored_loader_hands_out_what_was_still_to_come(position: int) -> None:
-    loader = Counting()
+    loader = counting()
     loader.load_state_dict({"epoch": 2, "position": position})
     # an epoch that was over is followed by the next
     expected = [20, 21, 22, 23][position:] or [30, 31, 32, 33]
     epoch = expected[0] // 10
     assert loader.state_dict() == {"epoch": epoch, "position": position % 4}
-    again = Counting()
+    again = counting()
     again.load_state_dict(loader.state_dict())
     loader.set_epoch(epoch)  # as Lightning does in an epoch that it takes up
     assert labels_of(iter(loader)) == expected
@@ -129,14 +133,14 @@ def test_a_restored_loader_hands_out_what_was_still_to_come(position: int) -> No
     # only that once, and only in that epoch
     loader.set_epoch(epoch)
     assert loader.state_dict() == {"epoch": epoch, "position": 0}
-    other = Counting()
+    other = counting()
     other.load_state_dict({"epoch": 2, "position": 1})
     other.set_epoch(3)
     assert labels_of(iter(other)) == [30, 31, 32, 33]
 
 
 def test_a_restored_epoch_is_followed_by_the_next() -> None:
-    loader = Counting()
+    loader = counting()
     assert labels_of(iter(loader)) == [0, 1, 2, 3]
     loader.load_state_dict({"epoch": 2, "position": 1})
     assert labels_of(iter(loader)) == [21, 22, 23]

@@ -21,9 +21,8 @@ import pytest
 from PIL import Image
 
 from cifar_lab.data.dataset import digest_of, split_digest
-from cifar_lab.data.fetch.archive import OFFICIAL
 from cifar_lab.data.fetch.cache import Entry, cache_folder
-from cifar_lab.data.fetch.locate import open_official, verify_cache
+from cifar_lab.data.fetch.locate import Fetching, open_from, verify_cache
 from cifar_lab.errors import InputError
 from tests.data.conftest import Fake, Folders, OpenFake, Serve
 
@@ -210,10 +209,9 @@ def test_offline_opens_no_socket_and_names_every_way_out(
 
 def test_public_entry_refuses_what_is_not_official(fake: Fake, tmp_path: Path) -> None:
     root = fake.write_pickles(tmp_path / "data")
+    offline = Fetching(offline=True, sources=[], min_rate=0, stall_s=1)
     with pytest.raises(InputError, match="c99cafc152244af753f735de768cd75f"):
-        open_official(
-            OFFICIAL, root=str(root), cache=None, offline=True, sources=[], min_rate=0, stall_s=1
-        )
+        open_from(root=str(root), cache=None, fetching=offline)
 
 
 # --- the cache -------------------------------------------------------------------------------

@@ -48,9 +48,14 @@ def run_command(
     try:
         if {"-h", "--help"} & set(words):
             print(text)
-            return 0
-        with signals.prevailing():
-            return command(words)
+            status = 0
+        else:
+            with signals.prevailing():
+                status = command(words)
+        if (reason := streams.output_is_refused()) is not None:
+            streams.say_refused(reason, prefix)
+            return 1
+        return status
     except InputError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
@@ -61,6 +66,11 @@ def run_command(
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         streams.discard_output()
         return 0
+    except OSError:
+        if (reason := streams.output_is_refused()) is None:
+            raise
+        streams.say_refused(reason, prefix)
+        return 1
 
 
 def table_console() -> Console:

@@ -183,6 +183,10 @@ def _check_ranges(config: dict[str, Any]) -> None:
         number = trainer.get(name)
         if number is not None and number < least_allowed:
             raise InputError(f"trainer.{name}={number}: must be at least {least_allowed}")
+    for name, node in config["logger"].items():
+        every = node.get("flush_logs_every_n_steps", 1)  # Lightning divides by it
+        if isinstance(every, int) and every < 1:
+            raise InputError(f"logger.{name}.flush_logs_every_n_steps={every}: must be at least 1")
     _check_schedule(config["scheduler"])
     smoothing = config["loss"].get("label_smoothing")
     if isinstance(smoothing, int | float) and not 0 <= smoothing < 1:

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab import signals, streams
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.config.command import run_command
+from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
     from cifar_lab.data.fetch.locate import Opened
@@ -34,24 +34,16 @@ KEYS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 2 for wrong input, 130 or 143 when stopped)."""
-    streams.open_missing()
-    signals.install()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("cifar_lab.data").setLevel(logging.INFO)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if {"-h", "--help"} & set(words):
-            print(__doc__)
-            return 0
-        if words[:1] == ["verify"]:
-            return _verify(_given(words[1:]))
-        return _find(_given(words))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return stop.exit_status
+    stopped = "stopped; the same command goes on where this one was"
+    return run_command(arguments, _command, text=__doc__, prefix="", stopped=stopped)
+
+
+def _command(words: list[str]) -> int:
+    if words[:1] == ["verify"]:
+        return _verify(_given(words[1:]))
+    return _find(_given(words))
 
 
 def _find(given: dict[str, Any]) -> int:

@@ -42,7 +42,7 @@ from cifar_lab.records.record import (
 )
 from cifar_lab.run import resume
 from cifar_lab.run.build import build, build_data, device_name, log_to_stderr
-from cifar_lab.run.hydra_job import run_in_hydra_job
+from cifar_lab.run.hydra_job import make_callbacks, run_in_hydra_job
 from cifar_lab.run.resume import Earlier
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     training = partial(_train, asked, parts, earlier, of_the_first)
     if asked.in_hydra_job:
         return training()
+    callbacks = make_callbacks(asked.cfg)
     _make_folder(asked.run_dir)
-    return run_in_hydra_job(asked.cfg, asked.run_dir, training)
+    return run_in_hydra_job(asked.cfg, asked.run_dir, training, callbacks)
 
 
 # --- before anything is on disk ------------------------------------------------------------------

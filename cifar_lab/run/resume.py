@@ -223,8 +223,8 @@ def _out_of_time(record: RunRecord, differing: Sequence[str]) -> str | None:
     given = _time_of(record.config or {})
     return (
         f"ended under {given}, after {record.steps} of {record.steps_planned} steps, and has been "
-        "tested; its last epoch was cut short, and what follows would be no run that had the time "
-        f"from the start; choose another folder for that, or give {given} to see its result"
+        "tested; what followed would be no run that had the time from the start; choose another "
+        f"folder for that, or give {given} to see its result"
     )
 
 

@@ -44,6 +44,10 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
         )
     if isinstance(error, MissingConfigException) and (found := _missing_option(text)):
         return found
+    if match := re.search(r"Error in call to target '([^']+)'", text):  # of hydra.callbacks
+        target, cause = match.group(1), error.__cause__ or error
+        given = next((o for o in overrides if o.endswith(f"={target}")), target)
+        return InputError(f"{given}: {type(cause).__name__}: {first_line(str(cause))}")
     if match := re.search(r"Sweep parameters '([^']+)'", text):
         return InputError(f"{match.group(1)}: is a sweep, which needs -m")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):

@@ -6,6 +6,7 @@ Nothing is built here.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -239,11 +240,18 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
 
 def check_hydra_callbacks(hydra: DictConfig) -> None:
     """Raises InputError for what Hydra would stumble over when the run folder is there."""
+    from hydra.experimental.callback import Callback
+
     for name, node in plain(hydra.callbacks).items() if hydra.callbacks else ():
         path = f"hydra.callbacks.{name}"
         if not isinstance(node, dict):
             raise InputError(f"{path}={node}: must be a node with a _target_")
         check_target(path, node)
+        kind = locate(path, node["_target_"])
+        if inspect.isclass(kind) and not issubclass(kind, Callback):
+            raise InputError(
+                f"{path}._target_={node['_target_']}: must be a hydra.experimental.callback.Callback"
+            )
 
 
 def check_shared_folder(cfg: DictConfig, world: World) -> None:
@@ -291,8 +299,6 @@ def check_averages(config: dict[str, Any]) -> None:
     In bfloat16, which has 8 bits, ``average + 0.01 * (weights - average)`` is ``average`` until the
     two are a fifth apart.
     """
-    import inspect
-
     from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
     precision = str(config["trainer"].get("precision", "32-true"))
@@ -407,8 +413,6 @@ def _check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) 
 
 def _check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
     """Refuses squares of gradients in float16: the small ones are 0 there, and are divided by."""
-    import inspect
-
     from torch import optim
 
     adaptive: tuple[type[optim.Optimizer], ...] = (

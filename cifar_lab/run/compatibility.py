@@ -283,7 +283,7 @@ def check_callback(path: str, kind: type) -> None:
         ),
         theirs.BaseFinetuning: (
             "adds parameters that the learning rates are not laid out for; "
-            "freeze=[stem.*] keeps layers out of the whole fit"
+            "freeze=[features.*], by names of parameters, keeps layers out of the whole fit"
         ),
         theirs.OnExceptionCheckpoint: (
             "has Lightning start from the file that it left; "

@@ -151,6 +151,7 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     container = OmegaConf.to_container(master.sweep, resolve=True)
     assert isinstance(container, dict)
     settings = {str(key): value for key, value in container.items()}
+    settings["storage"] = settings["storage"] or None
     search.check_settings(settings)
     space = parse_space(overrides)
     if settings["sampler"] == "grid":

@@ -250,7 +250,8 @@ def check_hydra_callbacks(hydra: DictConfig) -> None:
         kind = locate(path, node["_target_"])
         if inspect.isclass(kind) and not issubclass(kind, Callback):
             raise InputError(
-                f"{path}._target_={node['_target_']}: must be a hydra.experimental.callback.Callback"
+                f"{path}._target_={node['_target_']}: must be a "
+                "hydra.experimental.callback.Callback"
             )
 
 

@@ -185,7 +185,11 @@ def _without_password(match: re.Match[str]) -> str:
 
 def _without_value(match: re.Match[str]) -> str:
     value = match["value"].strip("'\"")
-    if not is_credential(match["key"]) or _is_harmless(value):
+    if not is_credential(match["key"]):
+        # what is quoted may be an address with one in its query
+        quoted = match["value"][0] in "'\""
+        return match[0].replace(value, hide_by_form(value)) if quoted and value else match[0]
+    if _is_harmless(value):
         return match[0]
     said = ":" if match["value"].endswith(":") else ""  # "api_key=...: must be"
     return f"{match['before']}{match['key']}{match['between']}{MASK}{said}"
@@ -257,8 +261,11 @@ def _learn_from_text(text: str) -> None:
     if "=" in text or ":" in text:
         for pattern in (_GIVEN, _ENTRY):
             for match in pattern.finditer(text):
+                value = match["value"].strip("'\"")
                 if is_credential(match["key"]):
-                    _learn_whole(match["value"].strip("'\""))
+                    _learn_whole(value)
+                elif value != match["value"]:
+                    _learn_from_text(value)
 
 
 def _learn_whole(node: Any) -> None:

@@ -11,12 +11,22 @@ from cifar_lab.config.messages import first_line
 from cifar_lab.config.schema import CONFIG_NAME
 from cifar_lab.config.written import without_secrets
 from cifar_lab.errors import InputError
+from cifar_lab.records.credentials import learn
 from cifar_lab.records.processes import rank
 
 if TYPE_CHECKING:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.config_loader import ConfigLoader
     from omegaconf import DictConfig
+
+
+def learn_secrets(cfg: DictConfig) -> None:
+    """Remembers what Hydra's node has of them: no run's configuration holds it."""
+    from omegaconf import OmegaConf
+
+    for node in (cfg.hydra.callbacks, cfg.hydra.job.env_set):
+        if node is not None:
+            learn(OmegaConf.to_container(node, resolve=True))
 
 
 def make_callbacks(cfg: DictConfig) -> Callbacks:

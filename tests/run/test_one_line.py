@@ -89,7 +89,7 @@ def nothing() -> None:
     """Gives no part."""
 
 
-class Warning(nn.Sequential):  # noqa: A001  (what it does)
+class Warning(nn.Sequential):
     """Warns in its constructor and its forward, and has too few outputs."""
 
     def __init__(self, outputs: int = 3) -> None:
@@ -378,16 +378,10 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (("+hydra.callbacks.x._target_=torch.nn.Identity",), "hydra.callbacks.x._target_=torch.nn.Id"),
     ((f"+hydra.callbacks.x._target_={HERE}.nothing",), "hydra.callbacks.x._target_: gives NoneTyp"),
     ((f"+hydra.callbacks.x._target_={HERE}.FailingCallback",), "hydra.callbacks.x: no such host"),
-    *[
-        (("-m", "seed=0,1", f"+hydra.callbacks.x._target_={target}"), f"{line}")
-        for target, line in (
-            ("torch.nn.Identity", "hydra.callbacks.x._target_=torch.nn.Identity: must be a hydra."),
-            (
-                f"{HERE}.FailingCallback",
-                f"+hydra.callbacks.x._target_={HERE}.FailingCallback: RuntimeError: no such host",
-            ),
-        )
-    ],
+    (
+        ("-m", "seed=0,1", f"+hydra.callbacks.x._target_={HERE}.FailingCallback"),
+        f"+hydra.callbacks.x._target_={HERE}.FailingCallback: RuntimeError: no such host",
+    ),
     # what a constructor or a forward warns of stands before no line
     (net(f"{HERE}.Warning"), f"model._target_={HERE}.Warning: gives 3 outputs, and the data has"),
     (
@@ -454,6 +448,7 @@ class Normed(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10))
 
 
+@pytest.mark.filterwarnings("default")  # as outside of tests
 @pytest.mark.parametrize(("arguments", "line"), LINES, ids=lambda value: str(value)[:60])
 def test_what_can_be_no_run_is_one_line(
     lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str
@@ -518,6 +513,7 @@ def test_a_typed_interpolation_that_leads_somewhere_is_a_value() -> None:
     assert compose(["optimizer.lr=${seed}", "hydra.job.name=x${seed}"]).optimizer.lr == 0
 
 
+@pytest.mark.filterwarnings("default")
 def test_what_is_built_well_warns_all_the_same(lab: Lab, recwarn: Any) -> None:
     arguments = (*[a for a in TINY if not a.startswith("model")], *net(f"{HERE}.Warning"))
     status, _, _ = lab(*arguments, "+model.outputs=10", "trainer.max_epochs=1")
@@ -548,7 +544,7 @@ def test_a_dashboard_is_named_where_there_is_something_to_see(lab: Lab) -> None:
         given = (f"logger={logger}", f"hydra.run.dir={logger}", "trainer.max_epochs=1")
         status, out, err = lab(*TINY, *given)
         assert (status, err) == (0, "")
-        assert ("dashboard" in out) == named
+        assert ("tensorboard --logdir" in out) == named
 
 
 @pytest.mark.parametrize("loader", ["device", "torchvision"])

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams.discard_output()
         return 0
     except OSError:
-        if (reason := streams.output_is_refused()) is None:
+        if (reason := streams.output_is_refused(ask=True)) is None:
             raise
         streams.say_refused(reason)
         return 1

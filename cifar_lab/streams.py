@@ -29,9 +29,15 @@ def discard_output() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
 
 
-def output_is_refused() -> str | None:
-    """Why what was printed can't be written, in the system's words; None where it can."""
+def output_is_refused(*, ask: bool = False) -> str | None:
+    """Why what was printed can't be written, in the system's words; None where it can.
+
+    Args:
+        ask: print an empty line to find out: what was refused before may be gone by now.
+    """
     try:
+        if ask:
+            print()
         sys.stdout.flush()
     except BrokenPipeError:
         raise

@@ -50,6 +50,8 @@ def run_command(
             print(text)
             status = 0
         else:
+            if "" in words:  # as "$RUN" gives one where RUN isn't set: not the working directory
+                raise InputError("'': an argument is empty; is its variable set?")
             with signals.prevailing():
                 status = command(words)
         if (reason := streams.output_is_refused()) is not None:
@@ -67,7 +69,7 @@ def run_command(
         streams.discard_output()
         return 0
     except OSError:
-        if (reason := streams.output_is_refused()) is None:
+        if (reason := streams.output_is_refused(ask=True)) is None:
             raise
         streams.say_refused(reason, prefix)
         return 1

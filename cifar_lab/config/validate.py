@@ -206,6 +206,11 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if epochs is not None and least is not None and least > epochs:
         raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
     longest = trainer.get("max_time")
+    if isinstance(longest, str) and not re.fullmatch(r"\d+(:\d\d){3}", longest.strip()):
+        raise InputError(
+            f"trainer.max_time={longest}: must be days, hours, minutes and seconds, as "
+            "00:01:30:00, or parts of them, as {minutes: 90}"
+        )
     if longest is not None and not re.fullmatch(r"[^-]*[1-9][^-]*", str(longest)):
         raise InputError(f"trainer.max_time={longest}: must be above 0")
     if trainer.get("limit_train_batches") == 0:

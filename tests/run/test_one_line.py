@@ -409,6 +409,26 @@ LINES: list[tuple[tuple[str, ...], str]] = [
             ("sqlite:////nowhere/x.db", "(sqlite3.OperationalError) unable to open"),
         )
     ],
+    # what is empty, too long, or no more than signs
+    (("hydra.run.dir=",), "hydra.run.dir=: is empty; give a path, or . for the working directory"),
+    (("-m", "seed=0,1", "hydra.sweep.dir="), "hydra.sweep.dir=: is empty; give a path"),
+    *[
+        ((*("-m", "seed=0,1")[:sweep], f"hydra.{kind}.dir={'a' * 300}"), f"hydra.{kind}.dir=/")
+        for kind, sweep in (("run", 0), ("sweep", 2))
+    ],
+    (("init_from=''",), "init_from=: no such file or folder; must be a run folder"),
+    (("~",), "~: there is nothing of this name to leave out"),
+    (("+=3",), "+=3: must be the name of an option"),
+    (("model=''", "model.width=4"), "model=: must be the name of an option"),
+    (
+        ("-m", "+optimizer=sgd,adamw"),
+        "optimizer=sgd: +optimizer: the group has an option; give it without +: optimizer=...",
+    ),
+    (("data.workers=1000000",), "data.workers=1000000: must be a whole number in 0..1024"),
+    *[
+        ((f"trainer.max_time={value}",), f"trainer.max_time={value}: must be days, hours, minutes")
+        for value in ("abc", "01:30", "1:2:3:4")
+    ],
     # observers
     *[
         (

@@ -41,7 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     credentials.learn_arguments(arguments)
     try:
         with signals.prevailing():
-            return _run(arguments)
+            status = _run(arguments)
+        if (reason := streams.output_is_refused()) is not None:
+            streams.say_refused(reason)
+            # of a run or a sweep the folder holds everything; of --help and --cfg there is no other
+            asked_for_text = not {a for a in arguments if a.startswith("-")} <= _SWEEPS
+            return status or int(asked_for_text)
+        return status
     except InputError as error:
         from cifar_lab.config.files import with_place
 
@@ -59,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `--help | head`: the reader has what it wanted
         streams.discard_output()
         return 0
+    except OSError:
+        if (reason := streams.output_is_refused(ask=True)) is None:
+            raise
+        streams.say_refused(reason)
+        return 1
 
 
 def _run(arguments: list[str]) -> int:

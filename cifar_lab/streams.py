@@ -29,6 +29,29 @@ def discard_output() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (flushed when the interpreter ends)
 
 
+def output_is_refused(*, ask: bool = False) -> str | None:
+    """Why what was printed can't be written, in the system's words; None where it can.
+
+    Args:
+        ask: print an empty line to find out: what was refused before may be gone by now.
+    """
+    try:
+        if ask:
+            print()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # what is left of it stays, and is refused again
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def say_refused(reason: str, prefix: str = "cifar_lab: ") -> None:
+    """One line on standard error in the place of what Python says when it ends."""
+    discard_output()
+    print(f"{prefix}standard output can't be written ({reason})", file=sys.stderr)
+
+
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)

@@ -71,10 +71,12 @@ class PointsSweeper(BasicSweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Finds the sweep's folder: ``newest``, relative to the working directory, or as given."""
+        from cifar_lab.config.validate import check_hydra_callbacks
         from cifar_lab.errors import InputError
 
         if not isinstance(self.params, Mapping):
             raise InputError(f"hydra.sweeper.params={self.params}: must be keys and their values")
+        check_hydra_callbacks(config.hydra)
         _resolve_folder(config)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

@@ -33,6 +33,7 @@ class Tracker(DummyLogger):
         super().__init__()
         self.given, self.then = (api_key, url, note), then
         print("logging in with", *self.given)
+        logging.getLogger("tracker").warning("made with %s", self.given)
 
     def log_metrics(self, metrics, step=None) -> None:
         Path("given").write_text(" ".join(self.given))
@@ -53,9 +54,11 @@ def guarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(credentials, "_guarding", False)
     credentials.guard_streams()
     (tmp_path / "tracker.py").write_text(TRACKER)
+    (tmp_path / "notifier.py").write_text(NOTIFIER)
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("tracker", None)
+    sys.modules.pop("notifier", None)
 
 
 def own_logger(api_key: str, **more: str) -> None:
@@ -78,6 +81,23 @@ def holders(folder: Path) -> list[str]:
     ]
 
 
+# A callback of Hydra's, which says what it was given in a file beside, and fails.
+NOTIFIER = """
+from pathlib import Path
+
+from hydra.experimental.callback import Callback
+
+
+class Notifier(Callback):
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def on_run_end(self, config, **_) -> None:
+        Path("notified").write_text(self.token)
+        raise RuntimeError(f"refused: {self.token}")
+"""
+
+
 PLACES: dict[str, tuple[str, ...]] = {
     "an option's file": (),
     "an override": (f"logger.tracker.api_key={CANARY}",),
@@ -85,7 +105,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "a URL with a token": (f"'+logger.tracker.url=\"https://host/x?token={CANARY}\"'",),
     "a dictionary": (f"+logger.more={{_target_: tracker.Tracker, api_key: {CANARY}}}",),
     "the environment": ("logger.tracker.api_key=${oc.env:THE_KEY}",),
-    "a job's environment": (f"+hydra.job.env_set.WANDB_API_KEY={CANARY}",),
+    "a job's environment": (f"+hydra.job.env_set.MY_TOKEN={CANARY}",),
+    "a header": (f"'+logger.tracker.note=\"Authorization: Bearer {CANARY}\"'",),
     "a monitor": (
         f"+monitors.x={{_target_: lightning.pytorch.callbacks.LambdaCallback, password: {CANARY}}}",
     ),
@@ -206,10 +227,26 @@ def test_no_byte_of_a_sweep_holds_it(lab: Lab) -> None:
     assert "***@h" in Path("sweep/results.csv").read_text()
 
 
+def test_a_callback_of_hydras_gets_it_and_nothing_else_does(
+    lab: Lab, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = Path("conf/hydra/callbacks/own.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text(f"own: {{_target_: notifier.Notifier, token: {CANARY}}}\n")
+    short = (*TINY, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    status, out, err = lab(*short, "+hydra/callbacks=own", "hydra.run.dir=run")
+    assert status == 0, err
+    assert Path("notified").read_text() == CANARY
+    assert "CANARY" not in out + err
+    assert holders(Path("run")) == []
+
+
 def test_nor_under_hydras_own_launcher_and_flags(lab: Lab) -> None:
     own_logger("unused")
     short = (*TINY, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
-    secret = ("logger=tracker", f"logger.tracker.api_key={CANARY}")
+    # in a query within quotes, too
+    more = f"'+logger.tracker.url=\"https://h/x?b=1&password={CANARY}\"'".strip("'")
+    secret = ("logger=tracker", f"logger.tracker.api_key={CANARY}", more)
     status, out, err = lab(
         "-m", *short, *secret, "seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=sweep"
     )

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cifar_lab import streams
+from cifar_lab.config.command import run_command
 from tests.conftest import TINY, environment, merged, record_of
 
 PYTHON = f"{sys.executable} -m"
@@ -105,3 +107,41 @@ def test_the_console_script_imports_what_lies_beside_the_person(tmp_path: Path) 
     said = _script(tmp_path, "data._target_=beside.number")
     assert said == "cifar_lab: data._target_=beside.number: is no class or function\n"
     assert "No module named" in _script(tmp_path, "data._target_=elsewhere.number")
+
+
+def test_an_output_that_is_full_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prints(words: list[str]) -> int:
+        print("a line" * (10**5 if words else 1))  # beyond the buffer, and within it
+        return 0
+
+    for words in ([], ["more"]):
+        full = open("/dev/full", "w")  # noqa: SIM115  (what is left of it can't be closed)
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(words, prints, text="help", prefix="x: ") == 1
+        with suppress(OSError):
+            full.close()
+        assert capsys.readouterr().err == (
+            "x: standard output can't be written (No space left on device)\n"
+        )
+
+
+def test_an_empty_argument_is_not_the_working_directory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def never(words: list[str]) -> int:
+        raise AssertionError(words)
+
+    assert run_command([""], never, text="help") == 2
+    assert capsys.readouterr().err == (
+        "cifar_lab: '': an argument is empty; is its variable set?\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["cifar_lab --cfg job", "cifar_lab.data --help"])
+def test_a_full_disk_and_a_reader_that_leaves_end_a_command(tmp_path: Path, module: str) -> None:
+    assert _shell(tmp_path, f"{PYTHON} {module} > /dev/full") == (1, "")
+    left = f"{PYTHON} {module} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    assert _shell(tmp_path, left) == (0, "")

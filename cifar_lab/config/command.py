@@ -53,9 +53,16 @@ def run_command(
     try:
         if {"-h", "--help"} & set(words):
             print(text)
-            return 0
-        with signals.prevailing():
-            return command(words)
+            status = 0
+        else:
+            if "" in words:  # as "$RUN" gives one where RUN isn't set: not the working directory
+                raise InputError("'': an argument is empty; is its variable set?")
+            with signals.prevailing():
+                status = command(words)
+        if (reason := streams.output_is_refused()) is not None:
+            streams.say_refused(reason, prefix)
+            return 1
+        return status
     except InputError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         return 2
@@ -66,6 +73,11 @@ def run_command(
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         streams.discard_output()
         return 0
+    except OSError:
+        if (reason := streams.output_is_refused(ask=True)) is None:
+            raise
+        streams.say_refused(reason, prefix)
+        return 1
 
 
 def table_console() -> Console:

@@ -124,9 +124,17 @@ def path_at(cfg: DictConfig, key: str) -> Path:
         key: dotted.
     """
     try:
-        return Path(str(OmegaConf.select(cfg, key)))
+        text = str(OmegaConf.select(cfg, key))
     except OmegaConfBaseException as error:
         raise InputError(f"{key}: {first_line(str(error))}") from error
+    return check_named(key, text)
+
+
+def check_named(key: str, path: str) -> Path:
+    """The path; InputError for an empty one, which would be the working directory."""
+    if not path.strip():
+        raise InputError(f"{key}={path}: is empty; give a path, or . for the working directory")
+    return Path(path)
 
 
 def check_resolves(node: DictConfig | ListConfig, key: str) -> None:

@@ -26,6 +26,8 @@ from cifar_lab.errors import InputError
 
 # Groups whose files set keys of the root, and have no node of their own there.
 _OF_THE_ROOT = ("experiment", "debug")
+# Groups whose files may choose others' options, as conf/config.yaml names them: what comes before.
+_CHOOSING = ("experiment", "sweep", "debug")
 _HEADER = "# @package _global_"
 
 # The files of a person's own, as text, by path and dotted package; the last one read comes last.
@@ -234,12 +236,13 @@ def _check_defaults(path: Path, root: yaml.MappingNode, group: str) -> None:
         raise InputError(f"{place}: defaults: must be a list, e.g. `- override /model: resnet10`")
     if group not in (*_OF_THE_ROOT, "sweep"):
         return
-    groups = _groups()
+    groups = _groups() | set(_CHOOSING)
     for entry in node.value:
         if not isinstance(entry, yaml.MappingNode):
             continue
         ((key, value), *_) = entry.value
         chosen = key.value.removeprefix("override ").strip()
+        _check_order(path, entry, group, chosen.lstrip("/"), str(getattr(value, "value", "")))
         if chosen.lstrip("/").partition("/")[0] not in groups or (path.parent / chosen).is_dir():
             continue
         if not key.value.startswith("override /"):
@@ -248,6 +251,22 @@ def _check_defaults(path: Path, root: yaml.MappingNode, group: str) -> None:
                 f"{_shown(path)}:{line}: {key.value}: the group has an option already; "
                 f"write `- override /{chosen.lstrip('/')}: {getattr(value, 'value', '')}`"
             )
+
+
+def _check_order(path: Path, entry: yaml.Node, group: str, chosen: str, option: str) -> None:
+    """Refuses a choice that Hydra would pass over, or call an unknown key."""
+    if chosen not in _CHOOSING[_CHOOSING.index(group) :]:
+        return
+    place = f"{_shown(path)}:{entry.start_mark.line + 1}: {chosen}: {option}"
+    if chosen == group:
+        raise InputError(
+            f"{place}: a file of {group} can't choose another in its own place; `- {option}` takes "
+            "that one in, before this file's own keys"
+        )
+    raise InputError(
+        f"{place}: comes after {group}, and can't be chosen here; give {chosen}={option} on the "
+        "command line"
+    )
 
 
 def _check_of_the_sweep(path: Path, root: yaml.MappingNode | None) -> None:

@@ -44,6 +44,10 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
         )
     if isinstance(error, MissingConfigException) and (found := _missing_option(text)):
         return found
+    if match := re.search(r"Error in call to target '([^']+)'", text):  # of hydra.callbacks
+        target, cause = match.group(1), error.__cause__ or error
+        given = next((o for o in overrides if o.endswith(f"={target}")), target)
+        return InputError(f"{given}: {type(cause).__name__}: {first_line(str(cause))}")
     if match := re.search(r"Sweep parameters '([^']+)'", text):
         return InputError(f"{match.group(1)}: is a sweep, which needs -m")
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -66,12 +70,17 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
         if "Cannot merge" in reason:
             reason = "gives a list where there are lines of `key: value`, or these for a list"
         return InputError(f"{files.shown(where)}: {reason}")
-    if match := re.search(r"Could not delete (?:from config\. )?'([^']+)'", text):
+    if match := re.search(r"Could not delete (?:from config\. )?'([^']*)'", text):
         return InputError(f"~{match.group(1)}: there is nothing of this name to leave out")
     if match := re.search(r"Multiple values for ([^\s.]+)", text):
         group = match.group(1)
         given = next((o for o in overrides if o.startswith(f"+{group}=")), f"+{group}=")
         return InputError(f"{given}: the group has an option; give it without +: {given[1:]}")
+    if match := re.search(r"(\S+) appears more than once in the final defaults list", text):
+        group = match.group(1)
+        return InputError(f"+{group}: the group has an option; give it without +: {group}=...")
+    if match := re.search(r"Could not find '([^'/]+)/'", text):
+        return InputError(f"{match.group(1)}=: must be the name of an option; --help lists them")
     if match := re.search(r"An item is already at '([^']+)'", text):
         return InputError(f"+{match.group(1)}: the key exists; give it without +")
     patterns = (
@@ -98,7 +107,7 @@ def is_about_input(error: Exception) -> bool:
 
 def _chooses(override: str) -> bool:
     """Whether it is no choice of a group, or one that can be: text after ``=``."""
-    key, _, value = override.partition("=")
+    key, _, value = override.lstrip("+~").partition("=")
     group = "." not in key and (not key or "/" in key or (conf_dir() / key).is_dir())
     return not group or (bool(key) and value.lower() not in _NO_TEXT and not is_number(value))
 

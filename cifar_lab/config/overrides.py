@@ -122,6 +122,10 @@ def check_folder(key: str, path: Path) -> Path:
             f"{key}={text!a}: a folder's name can hold no line break, no other control "
             "character, no ${ and no bytes that are not UTF-8; choose another folder"
         )
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{key}={path}: {error.strerror}; choose another folder") from error
     return path
 
 

@@ -122,7 +122,10 @@ def check_target(path: str, node: dict[str, Any]) -> None:
             f"{path}.{name}: unknown key{near}; {node['_target_']} takes {', '.join(known)}"
             + ("" if near else left_out(path, unknown))
         )
-    if not node.get("_partial_", False):
+    completed = path in ("optimizer", "scheduler")  # partial, and called with no more than runtime
+    if completed:
+        runtime |= {"total_steps"}
+    if completed or not node.get("_partial_", False):
         for name, parameter in parameters.items():
             required = parameter.default is parameter.empty and parameter.kind in (
                 parameter.POSITIONAL_OR_KEYWORD,
@@ -277,8 +280,8 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
 def takes_tensor(hint: Any) -> bool:
     """Whether a type hint takes a tensor, or null, and nothing else."""
     torch = sys.modules.get("torch")
-    taken = {*(get_args(hint) or [hint])} - {NoneType}
-    return torch is not None and taken == {torch.Tensor}
+    taken = [kind for kind in get_args(hint) or [hint] if kind is not NoneType]
+    return torch is not None and taken == [torch.Tensor]
 
 
 def _is_number(value: Any) -> bool:

@@ -6,6 +6,7 @@ Nothing is built here.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -179,6 +180,10 @@ def _check_ranges(config: dict[str, Any]) -> None:
         number = trainer.get(name)
         if number is not None and number < least_allowed:
             raise InputError(f"trainer.{name}={number}: must be at least {least_allowed}")
+    for name, node in config["logger"].items():
+        every = node.get("flush_logs_every_n_steps", 1)  # Lightning divides by it
+        if isinstance(every, int) and every < 1:
+            raise InputError(f"logger.{name}.flush_logs_every_n_steps={every}: must be at least 1")
     _check_schedule(config["scheduler"])
     smoothing = config["loss"].get("label_smoothing")
     if isinstance(smoothing, int | float) and not 0 <= smoothing < 1:
@@ -197,6 +202,11 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if epochs is not None and least is not None and least > epochs:
         raise InputError(f"trainer.min_epochs={least}: must be at most max_epochs ({epochs})")
     longest = trainer.get("max_time")
+    if isinstance(longest, str) and not re.fullmatch(r"\d+(:\d\d){3}", longest.strip()):
+        raise InputError(
+            f"trainer.max_time={longest}: must be days, hours, minutes and seconds, as "
+            "00:01:30:00, or parts of them, as {minutes: 90}"
+        )
     if longest is not None and not re.fullmatch(r"[^-]*[1-9][^-]*", str(longest)):
         raise InputError(f"trainer.max_time={longest}: must be above 0")
     if trainer.get("limit_train_batches") == 0:
@@ -231,11 +241,19 @@ def check_not_a_sweep(cfg: DictConfig) -> None:
 
 def check_hydra_callbacks(hydra: DictConfig) -> None:
     """Raises InputError for what Hydra would stumble over when the run folder is there."""
+    from hydra.experimental.callback import Callback
+
     for name, node in plain(hydra.callbacks).items() if hydra.callbacks else ():
         path = f"hydra.callbacks.{name}"
         if not isinstance(node, dict):
             raise InputError(f"{path}={node}: must be a node with a _target_")
         check_target(path, node)
+        kind = locate(path, node["_target_"])
+        if inspect.isclass(kind) and not issubclass(kind, Callback):
+            raise InputError(
+                f"{path}._target_={node['_target_']}: must be a "
+                "hydra.experimental.callback.Callback"
+            )
 
 
 def check_shared_folder(cfg: DictConfig, world: World) -> None:
@@ -283,8 +301,6 @@ def check_averages(config: dict[str, Any]) -> None:
     In bfloat16, which has 8 bits, ``average + 0.01 * (weights - average)`` is ``average`` until the
     two are a fifth apart.
     """
-    import inspect
-
     from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
     precision = str(config["trainer"].get("precision", "32-true"))
@@ -401,8 +417,6 @@ def check_fused(trainer: dict[str, Any], optimizer: dict[str, Any], kind: str) -
 
 def check_squares(trainer: dict[str, Any], optimizer: dict[str, Any]) -> None:
     """Refuses squares of gradients in float16: the small ones are 0 there, and are divided by."""
-    import inspect
-
     from torch import optim
 
     adaptive: tuple[type[optim.Optimizer], ...] = (

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.command import run_command
+from cifar_lab.data.arguments import check_number
 from cifar_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,9 +146,11 @@ def _value(key: str, text: str) -> Any:
         return int(text)
     if key in ("min_rate", "stall_s"):
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
             raise InputError(f"{key}={text}: must be a number") from None
+        check_number(key, number, 0)
+        return number
     return None if text in ("", "null") else text
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cifar_lab.data.fetch.archive import Archive
 
 _HALF = (0.5, 0.5, 0.5)
+MOST_WORKERS = 1024  # processes of the torchvision loader; no machine has use for more
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -78,7 +79,7 @@ class DataModule(LightningDataModule, ABC):
         if not (isinstance(self.val_size, float) and 0 <= self.val_size < 1):
             check_whole("data.val_size", self.val_size, 0)
         check_whole("data.val_seed", self.val_seed, 0, 2**32 - 1)
-        check_whole("data.workers", self.workers, 0)
+        check_whole("data.workers", self.workers, 0, MOST_WORKERS)
         check_whole("seed", self.seed, 0)
         check_choice("data.normalization", self.normalization, ("channel", "half"))
         check_choice("data.loader", self.loader, ("device", "torchvision"))

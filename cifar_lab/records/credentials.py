@@ -26,7 +26,7 @@ _ALWAYS = frozenset(
     {
         "password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret",
         "secrets", "credential", "credentials", "authorization", "apikey", "apikeys",
-        "accesskey", "secretkey", "bearer",
+        "accesskey", "secretkey", "bearer", "webhook", "webhooks", "cookie", "cookies",
     }
 )
 # fmt: on
@@ -34,7 +34,7 @@ _ALWAYS = frozenset(
 _BEFORE_KEY = frozenset(
     {
         "api", "access", "private", "secret", "account", "auth", "encryption", "signing",
-        "license",
+        "license", "wandb", "comet", "neptune", "mlflow", "openai", "azure", "aws", "gcp",
     }
 )
 # fmt: on
@@ -64,7 +64,18 @@ _GIVEN = re.compile(rf"(?P<before>)(?<![\w.\-])(?P<key>[A-Za-z_][\w.\-]*)(?P<bet
 _ENTRY = re.compile(
     rf"(?P<before>[{{,]\s*['\"]?)(?P<key>[A-Za-z_][\w\-]*)(?P<between>['\"]?\s*:\s*){_VALUE}"
 )
-_OVERRIDE = re.compile(r"(?P<key>[+~]*[A-Za-z_][\w./@\-]*)=(?P<value>.*)", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<key>[+~\-]*[A-Za-z_][\w./@\-]*)=(?P<value>.*)", re.DOTALL)
+
+# What is one wherever it stands, by those who give them out: GitHub, GitLab, Hugging Face, Slack,
+# OpenAI, AWS, JSON web tokens, headers, addresses that post for whoever knows them, private keys.
+_FORMS = re.compile(
+    r"\b(?:gh[opsur]_\w{30,255}|github_pat_\w{40,255}|glpat-[\w\-]{16,255}|hf_[A-Za-z0-9]{30,60}"
+    r"|xox[abeoprs]-[\w\-]{10,255}|sk-[\w\-]{20,255}|AKIA[0-9A-Z]{16}\b"
+    r"|eyJ[\w\-]{10,2000}\.[\w\-]{4,4000}\.[\w\-]{10,1000})"
+    r"|(?<=\bBearer )[\w.~+/\-]{8,4000}=*"
+    r"|(?<=\bhooks\.slack\.com/)[\w/]{8,255}|(?<=/api/webhooks/)[\w/\-]{8,255}"
+    r"|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^\-]{0,20000}(?:-----END [A-Z ]{0,30}-----)?"
+)
 
 _known: list[str] = []  # of this process, longest first
 _guarding = False
@@ -74,7 +85,7 @@ def is_credential(key: str, value: object = "text") -> bool:
     """Whether a value under a key of this name (its last part counts) is nobody else's business."""
     if value is None or isinstance(value, bool | float):
         return False
-    kind = _kind(key.lstrip("+~").rpartition(".")[2])
+    kind = _kind(key.lstrip("+~-").rpartition(".")[2])
     # numbers under some names are of networks: how many tokens, which one
     return kind is _Kind.ALWAYS or (kind is _Kind.TEXT and not isinstance(value, int))
 
@@ -88,6 +99,8 @@ def _kind(name: str) -> _Kind:
     words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:100]).lower())
     last, before = words[-1], words[-2] if len(words) > 1 else None
     signature = words[:2] == ["x", "amz"] and last == "signature"
+    # a variable of the environment: MY_TOKEN, SOME_KEY
+    signature |= name.isupper() and before is not None and last in ("token", "key")
     if _ALWAYS & set(words) or (last in ("key", "keys") and before in _BEFORE_KEY) or signature:
         return _Kind.ALWAYS
     token = last in ("token", "tokens") and before in _BEFORE_TOKEN
@@ -109,6 +122,7 @@ def hide_by_form(text: str) -> str:
 
     It hangs on the text alone: two configurations that are the same stay so.
     """
+    text = _FORMS.sub(MASK, text)
     if "://" in text:
         text = _USER_INFO.sub(_without_password, text)
     if "=" in text:
@@ -171,7 +185,11 @@ def _without_password(match: re.Match[str]) -> str:
 
 def _without_value(match: re.Match[str]) -> str:
     value = match["value"].strip("'\"")
-    if not is_credential(match["key"]) or _is_harmless(value):
+    if not is_credential(match["key"]):
+        # what is quoted may be an address with one in its query
+        quoted = match["value"][0] in "'\""
+        return match[0].replace(value, hide_by_form(value)) if quoted and value else match[0]
+    if _is_harmless(value):
         return match[0]
     said = ":" if match["value"].endswith(":") else ""  # "api_key=...: must be"
     return f"{match['before']}{match['key']}{match['between']}{MASK}{said}"
@@ -243,8 +261,11 @@ def _learn_from_text(text: str) -> None:
     if "=" in text or ":" in text:
         for pattern in (_GIVEN, _ENTRY):
             for match in pattern.finditer(text):
+                value = match["value"].strip("'\"")
                 if is_credential(match["key"]):
-                    _learn_whole(match["value"].strip("'\""))
+                    _learn_whole(value)
+                elif value != match["value"]:
+                    _learn_from_text(value)
 
 
 def _learn_whole(node: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -99,6 +100,35 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[standing] = STANDING_VALUES[standing]
     return found
+
+
+# What Lightning takes for one precision.
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+ACCELERATOR, MAX_TIME = "trainer.accelerator", "trainer.max_time"
+
+
+def deciding_as_run(
+    config: Mapping[str, Any], *, device: str | None, cut_short: bool
+) -> dict[str, Any]:
+    """`deciding` of a run that has begun: by what its settings came to where it ran.
+
+    Args:
+        config: of the run.
+        device: as its record calls it, ``cpu: ...`` or ``1 x NVIDIA ...``, or the kind alone: it
+            stands for ``auto`` and ``gpu``. None: not known.
+        cut_short: whether it ended before its last step. A bound on its time decides nothing else.
+    """
+    found = deciding(config)
+    if (precision := str(found.get("trainer.precision"))) in _PRECISIONS:
+        found["trainer.precision"] = _PRECISIONS[precision]
+    if ACCELERATOR in found and (kind := _kind_of(device or "")):
+        found[ACCELERATOR] = kind
+    return {k: v for k, v in found.items() if cut_short or not _lies_below(k, MAX_TIME)}
+
+
+def _kind_of(device: str) -> str:
+    kind = "cuda" if re.match(r"\d+ x ", device) else device.partition(":")[0]
+    return kind if kind in ("cpu", "cuda", "mps") else ""
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -270,6 +270,12 @@ class RunRecord(_Part):
         return record
 
     @property
+    def cut_short(self) -> bool:
+        """Whether it ended well, and before the last step that was laid out for it."""
+        planned = self.steps_planned
+        return self.status == "finished" and planned is not None and self.steps < planned
+
+    @property
     def last_start(self) -> Start:
         """The last one, as the record itself tells of it."""
         shared = {name: getattr(self, name) for name in Start.model_fields if hasattr(self, name)}

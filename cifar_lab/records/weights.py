@@ -45,7 +45,7 @@ def source_of(init_from: str) -> dict[str, Any]:
         found = path.is_dir() or path.is_file()
     except (OSError, ValueError):  # a name that is too long, or with a null character
         found = False
-    if not found:
+    if not found or not init_from.strip():
         if _TORCHVISION.fullmatch(init_from):
             return {"torchvision": init_from}
         raise InputError(f"init_from={init_from}: no such file or folder; {ALLOWED}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.records.credentials import masked
-from cifar_lab.records.digest import deciding
+from cifar_lab.records.digest import deciding_as_run
 from cifar_lab.records.files import check_file
 from cifar_lab.records.record import FILE_NAME, RunRecord, Start
 from cifar_lab.report.curves import Curves, read_curves
@@ -200,13 +200,14 @@ def _config(folder: Path, record: RunRecord) -> dict[str, Any]:
 def _run(folder: Path, name: str, record: RunRecord, config: dict[str, Any], curves: Curves) -> Run:
     data_node = config.get("data")
     target = str(data_node.get("_target_", "")) if isinstance(data_node, dict) else ""
+    settings = deciding_as_run(config, device=record.device, cut_short=record.cut_short)
     return Run(
         path=folder,
         name=name,
         status=record.status,
         error=next(iter((record.error or "").splitlines()), None),
         seed=config.get("seed") if record.seed is None else record.seed,
-        settings={key: value for key, value in deciding(config).items() if key != "seed"},
+        settings={key: value for key, value in settings.items() if key != "seed"},
         overrides=record.overrides,
         data=record.data.digest or None,
         data_name=record.data.name or target.rpartition(".")[2].lower() or "unknown",

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -58,6 +59,25 @@ ALONE = ("optimizer", "scheduler")
 FIT_TOGETHER = ("data", "augment", "model", "loss")
 
 
+@contextmanager
+def _warnings_wait() -> Iterator[None]:
+    """What libraries warn of comes when all is built: a line that refuses it stands alone."""
+    shown = warnings.showwarning
+    waiting: list[Callable[[], None]] = []
+
+    def wait(*said: Any, **more: Any) -> None:
+        waiting.append(partial(shown, *said, **more))
+
+    warnings.showwarning = wait
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+    for show in waiting:
+        show()
+
+
+@_warnings_wait()
 def build(
     cfg: DictConfig,
     resolved: dict[str, Any],
@@ -143,8 +163,9 @@ def build(
         )
     compatibility.check_parts(trainer, data)
     layout = layout_of(trainer, data.train_dataloader())
-    with _named("scheduler"):
+    with _named("optimizer"):
         trial = optimizer(classifier)
+    with _named("scheduler"):
         try_schedule(schedule, trial, steps=layout.steps, epochs=layout.epochs)
     for path, callback in callbacks.items():
         if isinstance(callback, ChecksLayout):
@@ -554,8 +575,12 @@ def build_schedule(cfg: DictConfig) -> Callable[[int, int], float] | TorchSchedu
 
 def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module) -> None:
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
+    from cifar_lab.training.optimizers import try_step
+
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
+        if not factory.is_of_a_library:
+            try_step(factory, network)
     from cifar_lab.training import fused_sgd
 
     kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))

@@ -283,7 +283,7 @@ def check_callback(path: str, kind: type) -> None:
         ),
         theirs.BaseFinetuning: (
             "adds parameters that the learning rates are not laid out for; "
-            "freeze=[stem.*] keeps layers out of the whole fit"
+            "freeze=[features.*], by names of parameters, keeps layers out of the whole fit"
         ),
         theirs.OnExceptionCheckpoint: (
             "has Lightning start from the file that it left; "
@@ -356,7 +356,7 @@ def _check_observers(trainer: Trainer) -> None:
     """Callbacks of Lightning's that need what this run doesn't have."""
     from lightning.pytorch import callbacks as theirs
 
-    from cifar_lab.training.lightning_internals import callbacks_of
+    from cifar_lab.training.lightning_internals import callbacks_of, reads_cpu
 
     logging = (theirs.LearningRateMonitor, theirs.DeviceStatsMonitor, theirs.ThroughputMonitor)
     for callback in callbacks_of(trainer):
@@ -366,9 +366,12 @@ def _check_observers(trainer: Trainer) -> None:
                 f"{name}: writes to the loggers, and logger=none leaves it none; add logger=csv, "
                 "or leave the callback out"
             )
-        stats = isinstance(callback, theirs.DeviceStatsMonitor) and find_spec("psutil") is None
-        if stats and trainer.strategy.root_device.type == "cpu":
-            raise InputError(f"{name}: needs the package psutil on a CPU; pip install psutil")
+        stats = isinstance(callback, theirs.DeviceStatsMonitor) and reads_cpu(callback, trainer)
+        if stats and find_spec("psutil") is None:
+            raise InputError(
+                f"{name}: reads the CPU with the package psutil; pip install psutil, or leave the "
+                "callback out"
+            )
 
 
 def _check_limits(trainer: Trainer, data: DataModule) -> None:

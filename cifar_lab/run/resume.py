@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.targets import locate
+from cifar_lab.config.validate import accelerator
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import config_digest, deciding
+from cifar_lab.records.digest import ACCELERATOR, config_digest, deciding_as_run, flatten
 from cifar_lab.records.record import FILE_NAME, Init, RunRecord
 
 
@@ -151,9 +153,9 @@ def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
     """
     if record.config_digest == config_digest(config):
         return 0
-    old, new = deciding(record.config or {}), deciding(config)
+    old, new = _deciding(record, config)
     differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if not differing:  # a key that is new here, and null
+    if not differing:
         return 0
     epochs_key = "trainer.max_epochs"
     before, now = old.get(epochs_key) or 0, new.get(epochs_key) or 0
@@ -164,11 +166,70 @@ def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
                 f"choose another folder for one of {now}, or give {epochs_key}={before}"
             )
         return int(now - before)
-    raise InputError(
-        f"hydra.run.dir={run_dir}: holds a run of another configuration; these differ: "
-        + ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in differing)
-        + "; choose another folder, or give the same configuration to continue it"
+    if (reason := _out_of_time(record, differing)) is not None:
+        raise InputError(f"{_time_of(config)}: the run in {run_dir} {reason}")
+    if "channels_last" in differing:  # which the data take over
+        differing = [key for key in differing if key != "data.channels_last"]
+    named = ", ".join(
+        f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} here)" for key in differing
     )
+    why = ""
+    if set(differing) <= _LAST_BITS:
+        why = (
+            "; sums are rounded in another order then, and each step's last bits would be others "
+            "than the run's own"
+        )
+    raise InputError(
+        f"hydra.run.dir={run_dir}: holds a run of another configuration; these differ: {named}"
+        f"{why}; choose another folder, or give the same configuration to continue it"
+    )
+
+
+# What changes no more than how sums are rounded.
+_LAST_BITS = {
+    *("threads", "channels_last", "data.channels_last", "compile", "cuda_graph"),
+    *("trainer.benchmark", "trainer.deterministic"),
+}
+
+
+def _deciding(
+    record: RunRecord, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What decides the folder's run and this one, by what each came to."""
+    before = record.config or {}
+    names = [dict(flatten(each)).get(ACCELERATOR) for each in (before, config)]
+    # under one name a run goes on wherever that leads to, and other devices are told of
+    there, here = None, None
+    if names[0] != names[1]:
+        there, here = record.device, accelerator(str(names[1]))
+    # one that didn't come to its end may yet have more time, or less
+    ended = record.cut_short and _time_of(before) != _TIME
+    old = deciding_as_run(before, device=there, cut_short=ended)
+    return old, deciding_as_run(config, device=here, cut_short=ended)
+
+
+_TIME = "trainer.max_time=null"
+
+
+def _time_of(config: Mapping[str, Any]) -> str:
+    bound = (config.get("trainer") or {}).get("max_time")
+    return _TIME if bound is None else f"trainer.max_time={_shown(bound)}"
+
+
+def _out_of_time(record: RunRecord, differing: Sequence[str]) -> str | None:
+    """Why a run that has ended by its time can't have more; None where that isn't the point."""
+    if not all(key.startswith("trainer.max_time") for key in differing):
+        return None
+    given = _time_of(record.config or {})
+    return (
+        f"ended under {given}, after {record.steps} of {record.steps_planned} steps, and has been "
+        "tested; what followed would be no run that had the time from the start; choose another "
+        f"folder for that, or give {given} to see its result"
+    )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str | None:

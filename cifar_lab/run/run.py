@@ -42,7 +42,7 @@ from cifar_lab.records.record import (
 )
 from cifar_lab.run import resume
 from cifar_lab.run.build import build, build_data, device_name, log_to_stderr
-from cifar_lab.run.hydra_job import run_in_hydra_job
+from cifar_lab.run.hydra_job import learn_secrets, make_callbacks, run_in_hydra_job
 from cifar_lab.run.resume import Earlier
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
         InputError: it can't be built, or its folder holds another run, or one that goes on;
             nothing has been written.
     """
+    learn_secrets(asked.cfg)
+    credentials.guard_log()  # of a job of Hydra's it is there before anything is built
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there
     parts = _parts_of(asked) if world.joined else None
@@ -131,8 +133,9 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
     training = partial(_train, asked, parts, earlier, of_the_first)
     if asked.in_hydra_job:
         return training()
+    callbacks = make_callbacks(asked.cfg)
     _make_folder(asked.run_dir)
-    return run_in_hydra_job(asked.cfg, asked.run_dir, training)
+    return run_in_hydra_job(asked.cfg, asked.run_dir, training, callbacks)
 
 
 # --- before anything is on disk ------------------------------------------------------------------

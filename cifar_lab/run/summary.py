@@ -111,6 +111,8 @@ def _number(pattern: str, values: Mapping[str, float | None], key: str) -> str:
 
 
 def _next_commands(run_dir: Path) -> Iterator[tuple[str, str]]:
+    if next(run_dir.rglob("*tfevents*"), None) is None:
+        return  # no logger wrote what a dashboard shows
     # outputs/ holds this run and the ones to compare it with
     outputs = next((folder for folder in run_dir.parents if folder.name == "outputs"), run_dir)
     yield "dashboard", shlex.join(["tensorboard", "--logdir", str(outputs)])

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cifar_lab.config.compose import check_named
 from cifar_lab.config.overrides import check_folder
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
@@ -30,7 +31,8 @@ def resolve(configured: str) -> Path:
         InputError: ``newest``, and there is none.
     """
     if configured != "newest":
-        return check_folder("hydra.sweep.dir", Path(configured).absolute())
+        named = check_named("hydra.sweep.dir", configured)
+        return check_folder("hydra.sweep.dir", named.absolute())
     dated = re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d-")
     root = Path(_DEFAULT).absolute()
     names = sorted(

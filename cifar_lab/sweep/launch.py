@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
+    from optuna import Study
 
 # More jobs at a time than this, and memory is what runs out first.
 _MOST_CPU_SLOTS = 8
@@ -155,6 +156,7 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     container = OmegaConf.to_container(master.sweep, resolve=True)
     assert isinstance(container, dict)
     settings = {str(key): value for key, value in container.items()}
+    settings["storage"] = settings["storage"] or None
     search.check_settings(settings)
     space = parse_space(overrides)
     if settings["sampler"] == "grid":
@@ -177,15 +179,20 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
                 images[key] = check_points([point]).images[0]
         return replace(point, images=images.get(key, ""))
 
+    def open_study() -> Study:
+        epochs = probes[0].config["trainer"].get("max_epochs")
+        study = search.open_study(settings, folder, space, epochs)
+        search.check_study(study, folder, [probe.config for probe in probes], findings.images)
+        return study
+
+    # a storage elsewhere may refuse it: before there is a folder
+    elsewhere = open_study() if settings["storage"] is not None else None
     with folder.locked():
         folder.remember(
             threads=threads, created=now().isoformat(), command=command_line(_arguments())
         )
         jobs: list[SweepJob] = []
-        study = search.open_study(
-            settings, folder, space, probes[0].config["trainer"].get("max_epochs")
-        )
-        search.check_study(study, folder, [probe.config for probe in probes], findings.images)
+        study = elsewhere or open_study()
         source = search.StudySource(study, space, settings, folder, make_point, jobs)
         _print_warnings(findings.warnings)
         _print_made_otherwise(jobs)

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import DeviceStatsMonitor, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.progress import _ProcessedTracker
@@ -48,6 +48,12 @@ def datamodule_of(trainer: Trainer) -> Any:
 def set_limit_train_batches(trainer: Trainer, share: float) -> None:
     """Changes ``limit_train_batches`` of a made Trainer; it is read when the loader is set up."""
     trainer.limit_train_batches = share
+
+
+def reads_cpu(monitor: DeviceStatsMonitor, trainer: Trainer) -> bool:
+    """Whether it will ask psutil about the CPU (_get_and_log_device_stats): by default on a CPU."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    return on_cpu if monitor._cpu_stats is None else monitor._cpu_stats
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer, SparseAdam
 
@@ -41,6 +43,12 @@ class OptimizerFactory:
 
     make: Callable[..., Optimizer]
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_of_a_library(self) -> bool:
+        """Whether torch or cifar_lab knows what it takes; a person's own is tried out."""
+        target = getattr(self.make, "func", self.make)
+        return str(getattr(target, "__module__", "")).startswith(("torch.optim", "cifar_lab."))
 
     def __call__(self, module: nn.Module) -> Optimizer:
         """The optimizer of all of the module's parameters that want a gradient.
@@ -102,6 +110,28 @@ class OptimizerFactory:
         if "lr" in options or not _is_at_least_0(base):
             raise InputError(f"{where}.lr_scale={scale}: needs optimizer.lr, and no lr beside it")
         return {**options, "lr": base * scale}
+
+
+def try_step(factory: OptimizerFactory, network: nn.Module) -> None:
+    """One step on a copy of the network, with a small gradient everywhere.
+
+    Raises:
+        InputError: it leaves weights that are no numbers. Whatever else the optimizer raises.
+    """
+    try:
+        trial = copy.deepcopy(network)
+    except Exception:  # of weights that are computed from others, for instance
+        return
+    parameters = [p for p in trial.parameters() if p.requires_grad]
+    optimizer = factory(trial)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    with torch.random.fork_rng(devices=[]):
+        optimizer.step()
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise InputError(
+            f"_target_: {type(optimizer).__name__} makes weights NaN or infinite in its first step"
+        )
 
 
 def roles(module: nn.Module) -> Iterator[tuple[str, str]]:

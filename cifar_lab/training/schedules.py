@@ -252,13 +252,18 @@ def try_schedule(
     steps: int,
     epochs: int,
 ) -> None:
-    """Builds it on an optimizer that is thrown away, and takes its first steps.
+    """Builds it on an optimizer that is thrown away, and goes through the fit with it.
+
+    A person's own is asked for each of its steps, or for `MOST_TRIED` of them: evenly spread ones
+    of a function, the first ones of a scheduler. Ours and torch's are asked for a few.
 
     Raises:
         InputError: it can't be built, ends before the fit does, or gives what is no rate.
     """
+    own = not _is_of_a_library(schedule)
     if not isinstance(schedule, TorchSchedule):
-        for step in sorted({0, steps // 2, steps - 1}):
+        stride = max(1, -(-steps // MOST_TRIED)) if own else max(1, steps // 2)
+        for step in sorted({*range(0, steps, stride), steps - 1}):
             factor = schedule(step, steps)
             if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
                 raise InputError(
@@ -284,11 +289,27 @@ def try_schedule(
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a step without the optimizer's
-        for _ in range(min(wanted, 3)):
+        for step in range(1, 1 + min(wanted, MOST_TRIED if own else 3)):
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(1.0)
             else:
                 scheduler.step()
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            if not all(0 <= rate < math.inf for rate in rates):
+                raise InputError(
+                    f"_target_: gives a rate of {rates[0]} after {step} of {wanted} steps; it must "
+                    "give finite ones, at least 0"
+                )
+
+
+# Steps that a schedule of a person's own is tried on: a quarter of a second of torch's.
+MOST_TRIED = 10_000
+
+
+def _is_of_a_library(schedule: Callable[[int, int], float] | TorchSchedule) -> bool:
+    make = schedule.make if isinstance(schedule, TorchSchedule) else schedule
+    target = getattr(make, "func", make)
+    return str(getattr(target, "__module__", "")).startswith(("torch.optim", "cifar_lab."))
 
 
 def _wants_length(target: Any, node: Mapping[str, Any]) -> bool:

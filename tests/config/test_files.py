@@ -60,7 +60,24 @@ WRONG: list[tuple[str, str | bytes, str, str]] = [
     ("experiment/x", "defaults:\n  - override model: cnn\n", ":2", "`- override /model: cnn`"),
     ("experiment/x", "defaults:\n  - override /modell: cnn\n", ":2", "modell: unknown key"),
     ("experiment/x", "defaults:\n  - override /model: cnnn\n", ":2", "model=cnnn: no such option"),
-    ("experiment/x", "defaults:\n  - /experiment: x\n", "", "lead back to where they began"),
+    ("experiment/x", "defaults:\n  - x\n", "", "lead back to where they began"),
+    # what Hydra passes over without a word, or calls an unknown key
+    *[
+        (f"{group}/x", f"# @package _global_\ndefaults:\n  - {form}{other}: y\n", ":3", said)
+        for form in ("/", "override /")
+        for group, other, said in (
+            ("experiment", "experiment", "`- y` takes that one in, before this file's own keys"),
+            ("sweep", "sweep", "`- y` takes that one in, before this file's own keys"),
+            ("debug", "debug", "`- y` takes that one in, before this file's own keys"),
+            ("experiment", "sweep", "can't be chosen here; give sweep=y on the command line"),
+            ("experiment", "debug", "can't be chosen here; give debug=y on the command line"),
+            ("sweep", "debug", "can't be chosen here; give debug=y on the command line"),
+        )
+    ],
+    (
+        *("sweep/x", "# @package _global_\ndefaults:\n  - /experiment: y\n", ":3"),
+        "`- override /experiment: y`",
+    ),
     ("experiment/x", "model: resnet10\n", ":1", "with `- override /model: resnet10`"),
     ("experiment/x", "seed: 1\noptimizer:\n", ":2", "with `- override /optimizer: NAME`"),
     ("experiment/x", "callbacks: [a]\n", ":1", "callbacks: holds a list; must be lines"),
@@ -185,3 +202,12 @@ def test_a_point_of_a_sweep_says_the_same(lab: Lab, content: str) -> None:
     assert err.startswith("cifar_lab: experiment=mine: conf/experiment/mine.yaml:1: see"), err
     assert len(err.splitlines()) == 1
     assert not Path("sweep").exists()
+
+
+def test_a_file_takes_another_of_its_group_in_and_chooses_among_those_before() -> None:
+    write("experiment/base", "seed: 7\ntuned_batch_size: 5\n")
+    write("experiment/mine", "defaults:\n  - base\nseed: 8\n")
+    write("sweep/mine", "# @package _global_\ndefaults:\n  - override /experiment: base\n")
+    cfg = compose(["experiment=mine"])
+    assert (cfg.seed, cfg.tuned_batch_size) == (8, 5)
+    assert compose(["sweep=mine"]).seed == 7

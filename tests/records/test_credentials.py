@@ -144,8 +144,58 @@ def test_records_of_older_versions_are_read_without_their_secrets(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text", ["a" * 10**6, "a=" * 10**5, "://" * 10**5, "x://a:" * 10**5, "{a:" * 10**5, "@" * 10**6]
+    "text",
+    [
+        "a" * 10**6,
+        "a=" * 10**5,
+        "://" * 10**5,
+        "x://a:" * 10**5,
+        "{a:" * 10**5,
+        "@" * 10**6,
+        "eyJ-" * 10**5,
+        "a='" * 10**5,
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     # squares of these would take hours
     assert len(hide(text)) >= 0
+
+
+LONG = "CANARY" + "a1B2c3D4e5F6g7H8i9J0" * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {LONG}",
+        f"ghp_{LONG[:36]}",
+        f"github_pat_{LONG}",
+        f"hf_{LONG[:34]}",
+        f"sk-proj-{LONG}",
+        f"xoxb-123456789012-{LONG}",
+        f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.{LONG}",
+        f"https://hooks.slack.com/services/T0/B0/{LONG}",
+        f"https://discord.com/api/webhooks/1/{LONG}",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{LONG}\n-----END RSA PRIVATE KEY-----",
+        f"a='sqlite:///x.db?password={LONG}'",
+        f"logger.w.webhook={LONG}",
+        f"logger.w.session_cookie={LONG}",
+        f"hydra.job.env_set.MY_TOKEN={LONG}",
+        f"WANDB_KEY={LONG}",
+    ],
+)
+def test_what_looks_like_one_is_masked_wherever_it_stands(text: str) -> None:
+    for hiding in (hide, hide_in_override):
+        assert LONG[:20] not in hiding(f"{text}"), hiding(text)
+        assert "***" in hiding(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a bearer of good news", "sk-learn", "hf_hub", "model.class_token=true",
+        "https://hooks.slack.com/", "the eyJ of a token", "num_tokens=64", "key=value",
+    ],
+)  # fmt: skip
+def test_what_only_begins_like_one_stays(text: str) -> None:
+    assert hide(text) == hide_in_override(text) == text

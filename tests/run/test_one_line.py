@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
 
 from cifar_lab.config.compose import compose
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import locate
 from cifar_lab.data.augment import Stage, Transform
 from cifar_lab.errors import InputError
+from cifar_lab.run import compatibility
 from cifar_lab.run.build import build_alone, build_network
+from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -81,8 +89,89 @@ def nothing() -> None:
     """Gives no part."""
 
 
+class Warning(nn.Sequential):
+    """Warns in its constructor and its forward, and has too few outputs."""
+
+    def __init__(self, outputs: int = 3) -> None:
+        warnings.warn("old weights", FutureWarning, stacklevel=1)
+        super().__init__(nn.Flatten(), nn.Linear(3072, outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        warnings.warn("slow", stacklevel=1)
+        return super().forward(images)
+
+
+def of_the_head(params: Any, lr: float) -> SGD:
+    """Wants a parameter by its name."""
+    return SGD([dict(params)["head.weight"]], lr=lr)
+
+
+def of_matrices(params: Any, lr: float) -> SGD:
+    """Looks at shapes, and at two parameters or more."""
+    first, second, *others = params
+    for name, parameter in (first, second, *others):
+        if parameter.ndim != 2:
+            raise ValueError(f"{name} of shape {tuple(parameter.shape)} is no matrix")
+    return SGD([first, second, *others], lr=lr)
+
+
+def in_need(params: Any, lr: float, need: int) -> SGD:
+    """Takes a further argument."""
+    return SGD(params, lr=lr)
+
+
+class FailingStep(SGD):
+    """Ends in its first step."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # as a person writes it
+        raise RuntimeError("no step for filters")
+
+
+class Ruining(SGD):
+    """Leaves no numbers."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.fill_(math.nan)
+
+
+def late(step: int, total_steps: int) -> float:
+    """Ends at its sixth step."""
+    return [1.0, 1.0, 1.0, 1.0, 1.0][step]
+
+
+class LateScheduler(LRScheduler):
+    """Ends after its second epoch."""
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        return [(0.1, 0.1)[self.last_epoch] for _ in self.base_lrs]
+
+
+class Growing(LRScheduler):
+    """Ends up beyond all numbers."""
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        return [group["lr"] * 1e200 for group in self.optimizer.param_groups]
+
+
+class FailingCallback(Callback):
+    """Ends in its constructor."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no such host")
+
+
 def net(target: str, *more: str) -> tuple[str, ...]:
     return ("model=cnn", f"model._target_={target}", "~model.width", "~model.dropout", *more)
+
+
+def own_optimizer(name: str, *more: str) -> tuple[str, ...]:
+    left = ("fused", "momentum", "nesterov", "weight_decay")
+    return (f"optimizer._target_={HERE}.{name}", *(f"~optimizer.{key}" for key in left), *more)
+
+
+def own_schedule(name: str, *more: str) -> tuple[str, ...]:
+    return ("scheduler=none", f"scheduler._target_={HERE}.{name}", *more)
 
 
 LINES: list[tuple[tuple[str, ...], str]] = [
@@ -271,6 +360,75 @@ LINES: list[tuple[tuple[str, ...], str]] = [
         ("trainer.profiler={_target_: torch.nn.Identity}",),
         "trainer.profiler._target_: gives Identity; must give one of lightning.pytorch.profilers",
     ),
+    # optimizers and schedules of one's own are tried with what they will get, to their end
+    (own_optimizer("of_the_head"), "optimizer: KeyError: 'head.weight', test_one_line.py:"),
+    (own_optimizer("of_matrices"), "optimizer: stem.0.weight of shape (4, 3, 3, 3) is no matrix"),
+    (own_optimizer("in_need"), f"optimizer.need: missing; {HERE}.in_need needs it"),
+    (own_optimizer("FailingStep"), "optimizer: RuntimeError: no step for filters, test_one_line"),
+    (own_optimizer("Ruining"), "optimizer._target_: Ruining makes weights NaN or infinite in its"),
+    (own_schedule("late"), "scheduler: IndexError: list index out of range, test_one_line.py:"),
+    (
+        own_schedule("LateScheduler"),
+        "scheduler: IndexError: tuple index out of range, test_one_line.py:",
+    ),
+    (
+        own_schedule("Growing", "trainer.max_epochs=4"),
+        "scheduler._target_: gives a rate of inf after 1 of 4 steps; it must give finite ones",
+    ),
+    (("+hydra.callbacks.x._target_=torch.nn.Identity",), "hydra.callbacks.x._target_=torch.nn.Id"),
+    ((f"+hydra.callbacks.x._target_={HERE}.nothing",), "hydra.callbacks.x._target_: gives NoneTyp"),
+    ((f"+hydra.callbacks.x._target_={HERE}.FailingCallback",), "hydra.callbacks.x: no such host"),
+    (
+        ("-m", "seed=0,1", f"+hydra.callbacks.x._target_={HERE}.FailingCallback"),
+        f"+hydra.callbacks.x._target_={HERE}.FailingCallback: RuntimeError: no such host",
+    ),
+    # what a constructor or a forward warns of stands before no line
+    (net(f"{HERE}.Warning"), f"model._target_={HERE}.Warning: gives 3 outputs, and the data has"),
+    (
+        net("torchvision.models.googlenet"),
+        "model._target_=torchvision.models.googlenet: gives a GoogLeNetOutputs in training",
+    ),
+    (
+        ("+logger.x={_target_: lightning.pytorch.loggers.CSVLogger, flush_logs_every_n_steps: 0}",),
+        "logger.x.flush_logs_every_n_steps=0: must be at least 1",
+    ),
+    (
+        (
+            "+monitors.x={_target_: lightning.pytorch.callbacks.ThroughputMonitor, "
+            "batch_size_fn: len}",
+        ),
+        "monitors.x.batch_size_fn=len: ",
+    ),
+    *[
+        (
+            ("-m", "sweep=optuna", "optimizer.lr=interval(0.01,0.1)", f"sweep.storage={storage}"),
+            f"sweep.storage={storage}: {said}",
+        )
+        for storage, said in (
+            ("nonsense", "Could not parse SQLAlchemy URL"),
+            ("sqlite:////nowhere/x.db", "(sqlite3.OperationalError) unable to open"),
+        )
+    ],
+    # what is empty, too long, or no more than signs
+    (("hydra.run.dir=",), "hydra.run.dir=: is empty; give a path, or . for the working directory"),
+    (("-m", "seed=0,1", "hydra.sweep.dir="), "hydra.sweep.dir=: is empty; give a path"),
+    *[
+        ((*("-m", "seed=0,1")[:sweep], f"hydra.{kind}.dir={'a' * 300}"), f"hydra.{kind}.dir=/")
+        for kind, sweep in (("run", 0), ("sweep", 2))
+    ],
+    (("init_from=''",), "init_from=: no such file or folder; must be a run folder"),
+    (("~",), "~: there is nothing of this name to leave out"),
+    (("+=3",), "+=3: must be the name of an option"),
+    (("model=''", "model.width=4"), "model=: must be the name of an option"),
+    (
+        ("-m", "+optimizer=sgd,adamw"),
+        "optimizer=sgd: +optimizer: the group has an option; give it without +: optimizer=...",
+    ),
+    (("data.workers=1000000",), "data.workers=1000000: must be a whole number in 0..1024"),
+    *[
+        ((f"trainer.max_time={value}",), f"trainer.max_time={value}: must be days, hours, minutes")
+        for value in ("abc", "01:30", "1:2:3:4")
+    ],
     # observers
     *[
         (
@@ -310,6 +468,7 @@ class Normed(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(3072, 10), nn.BatchNorm1d(10))
 
 
+@pytest.mark.filterwarnings("default")  # as outside of tests
 @pytest.mark.parametrize(("arguments", "line"), LINES, ids=lambda value: str(value)[:60])
 def test_what_can_be_no_run_is_one_line(
     lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str
@@ -372,3 +531,60 @@ def test_a_network_that_is_called_as_its_module_is_found() -> None:
 
 def test_a_typed_interpolation_that_leads_somewhere_is_a_value() -> None:
     assert compose(["optimizer.lr=${seed}", "hydra.job.name=x${seed}"]).optimizer.lr == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_built_well_warns_all_the_same(lab: Lab, recwarn: Any) -> None:
+    arguments = (*[a for a in TINY if not a.startswith("model")], *net(f"{HERE}.Warning"))
+    status, _, _ = lab(*arguments, "+model.outputs=10", "trainer.max_epochs=1")
+    assert status == 0
+    assert [str(w.message) for w in recwarn if w.category is FutureWarning] == ["old weights"]
+
+
+def test_statistics_of_the_cpu_need_psutil_where_they_are_asked_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> ModuleSpec | None:
+        return None if name == "psutil" else ModuleSpec(name, None)
+
+    monkeypatch.setattr(compatibility, "find_spec", find)
+    target = "+monitors.x._target_=lightning.pytorch.callbacks.DeviceStatsMonitor"
+    for given in ((), ("+monitors.x.cpu_stats=true",)):
+        assert lab(*TINY, target, *given) == (
+            *(2, ""),
+            "cifar_lab: DeviceStatsMonitor: reads the CPU with the package psutil; pip install "
+            "psutil, or leave the callback out\n",
+        )
+    status, _, err = lab(*TINY, target, "+monitors.x.cpu_stats=false", "trainer.max_epochs=1")
+    assert (status, err) == (0, "")
+
+
+def test_a_dashboard_is_named_where_there_is_something_to_see(lab: Lab) -> None:
+    for logger, named in (("csv", False), ("none", False), ("tensorboard", True)):
+        given = (f"logger={logger}", f"hydra.run.dir={logger}", "trainer.max_epochs=1")
+        status, out, err = lab(*TINY, *given)
+        assert (status, err) == (0, "")
+        assert ("tensorboard --logdir" in out) == named
+
+
+@pytest.mark.parametrize("loader", ["device", "torchvision"])
+def test_overfitting_trains_on_the_same_batches_in_every_epoch(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """The first ones, in their order, and unaugmented with augment=none."""
+    seen: list[Tensor] = []
+    step = Classifier.training_step
+
+    def noted(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch[0].detach().clone())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", noted)
+    given = ("trainer.overfit_batches=2", "data.shuffle=false", "augment=none")
+    status, _, err = lab(*TINY, *given, f"data.loader={loader}", "trainer.max_epochs=3")
+    assert (status, err) == (0, "")
+    assert len(seen) == 6
+    assert not torch.equal(seen[0], seen[1])
+    for epoch in (1, 2):
+        assert torch.equal(seen[0], seen[2 * epoch])
+        assert torch.equal(seen[1], seen[2 * epoch + 1])

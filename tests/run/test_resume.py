@@ -12,10 +12,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cifar_lab.config.compose import compose, run_config
+from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import add_digest
+from cifar_lab.records.digest import config_digest
+from cifar_lab.records.record import RunRecord
+from cifar_lab.report.groups import group
+from cifar_lab.report.read import Reader
+from cifar_lab.run import resume
 from cifar_lab.training.callbacks import checkpoints
 from cifar_lab.training.classifier import Classifier
-from tests.conftest import record_of
+from tests.conftest import merged, record_of
 from tests.support.hostile import Payload
 from tests.support.runs import SMALL, same, stop_at, stop_in
 
@@ -319,3 +326,97 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(
     assert (tmp_path / "cut" / "checkpoints" / "last.ckpt").read_bytes() == good
     assert lab(*arguments)[0] == 0
     same(whole, tmp_path / "cut")
+
+
+# --- under other settings -------------------------------------------------------------------------
+
+
+ONLOOKER = "{_target_: lightning.pytorch.callbacks.LearningRateMonitor, logging_interval: epoch}"
+GOES_ON = (
+    "trainer.accelerator=auto",
+    "trainer.precision=32",
+    "trainer.max_time=00:01:00:00",
+    "trainer.detect_anomaly=true",
+    "trainer.profiler=simple",
+    "trainer.log_every_n_steps=3",
+    "callbacks.checkpoints.every_minutes=3",
+    f"+monitors.lr={ONLOOKER}",
+    f"+callbacks.lr={ONLOOKER}",
+)
+REFUSED = {
+    **{
+        f"{key}={now}": f"{key} ({before} there, {now} here); sums are rounded in another order"
+        for key, before, now in (
+            ("threads", 1, 2),
+            ("channels_last", "true", "false"),
+            ("compile", "none", "default"),
+            ("trainer.deterministic", "false", "true"),
+        )
+    },
+    "optimizer.lr=0.3": "optimizer.lr (0.03 there, 0.3 here); choose another folder",
+    "trainer.precision=64": "trainer.precision (32-true there, 64-true here); choose another",
+}
+
+
+def finds(run_dir: Path, *arguments: str) -> resume.Earlier:
+    """What the folder holds for a command line."""
+    return resume.find(run_dir, run_config(compose(merged(*SMALL, *arguments))))
+
+
+def test_what_decides_no_result_may_change_before_a_run_goes_on(
+    lab: Lab, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut"
+    stop_at(monkeypatch, 3)
+    assert lab(*SMALL, f"hydra.run.dir={cut}")[0] == 130
+    for given in GOES_ON:
+        assert finds(cut, given).checkpoint is not None, given
+    for given, line in REFUSED.items():
+        with pytest.raises(InputError, match="holds a run of another configuration") as told:
+            finds(cut, given)
+        assert line in str(told.value)
+        assert "data.channels_last" not in str(told.value)
+    # whatever looks on has columns of its own
+    ours = [given for given in GOES_ON if ONLOOKER not in given]
+    status, _, err = lab(*SMALL, *ours, f"hydra.run.dir={cut}")
+    assert (status, err) == (0, "")
+    assert finds(cut).finished
+    same(whole, cut)
+    # and in a report the two are one configuration
+    found = group(Reader(tmp_path).read().runs)[0]
+    assert [len(its.runs) for its in found] == [2]
+
+
+def test_a_device_of_another_kind_is_another_run(whole: Path) -> None:
+    record = RunRecord.read(whole)
+    on_gpu = record.with_fields(device="1 x NVIDIA H100", status="interrupted")
+    on_gpu.write(whole)
+    with pytest.raises(InputError, match=r"trainer.accelerator \(cuda there, cpu here\)"):
+        finds(whole, "trainer.accelerator=auto")
+
+
+def test_more_time_is_for_a_run_that_has_not_ended_by_it(whole: Path) -> None:
+    # one that came to its end needed none of the time that it is given now
+    assert finds(whole, "trainer.max_time=00:01:00:00").finished
+    record = RunRecord.read(whole)
+    assert record.config is not None
+    assert record.steps_planned == 16
+    trainer = {**record.config["trainer"], "max_time": "00:00:00:01"}
+    bounded = {**record.config, "trainer": trainer}
+    record = record.with_fields(config=bounded, config_digest=config_digest(bounded))
+    record.write(whole)
+    assert finds(whole).finished  # which its time didn't end
+    record.with_fields(steps=11).write(whole)
+    for given in ("trainer.max_time=00:01:00:00", "trainer.max_time=null"):
+        with pytest.raises(InputError) as told:
+            finds(whole, given)
+        assert str(told.value) == (
+            f"{given}: the run in {whole} ended under trainer.max_time=00:00:00:01, after 11 of 16 "
+            "steps, and has been tested; what followed would be no run that had the time from the "
+            "start; choose another folder for that, or give trainer.max_time=00:00:00:01 to see "
+            "its result"
+        )
+    # the same time is the same run; stopped otherwise, it goes on with another
+    assert finds(whole, "trainer.max_time=00:00:00:01").finished
+    record.with_fields(steps=11, status="interrupted").write(whole)
+    assert finds(whole, "trainer.max_time=00:01:00:00").checkpoint is not None

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab.config.command import Parser, run_command
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, printable
 from cifar_lab.formats import csv_cell
+from cifar_lab.records.files import expanded
 
 if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
@@ -90,7 +91,7 @@ def _check(given: argparse.Namespace) -> None:
         if find_spec("captum") is None:
             raise InputError("--explain: needs captum; pip install 'cifar-lab[explain]'")
     if given.sheet:
-        sheet = Path(given.sheet).expanduser()
+        sheet = expanded(given.sheet)
         if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"--sheet={given.sheet}: must be a .png, .jpg or .webp")
         if not sheet.parent.is_dir():
@@ -121,11 +122,11 @@ def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.
             cells += [""] * (2 * count - len(cells))
             writer.writerow(map(csv_cell, [one.name, *cells, one.error or ""]))
         return
-    width = max((len(one.name) for one in found), default=0)
+    width = max((len(printable(one.name)) for one in found), default=0)
     for one in found:
         if one.error is None:
             answers = [f"{name} {100 * p:.1f} %" for name, p in one.top(classes, given.top)]
-            print(f"{one.name:<{width}}  {', '.join(answers)}")
+            print(f"{printable(one.name):<{width}}  {', '.join(answers)}")
 
 
 def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> None:
@@ -155,9 +156,7 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
         ]
         maps = activation_maps(run, np.stack(pixels), answers)
     try:
-        Image.fromarray(rendered(draw_sheet(pixels, captions, maps))).save(
-            Path(given.sheet).expanduser()
-        )
+        Image.fromarray(rendered(draw_sheet(pixels, captions, maps))).save(expanded(given.sheet))
     except OSError as error:
         raise InputError(
             f"--sheet={given.sheet}: can't be written ({error.strerror or error})"

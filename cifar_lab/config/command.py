@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from cifar_lab import signals, streams
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.errors import InputError, Interrupted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# What is wrong with a path as it was given, wherever that shows
+_OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +47,7 @@ def run_command(
         stopped: what is said where a signal is the way to end it.
     """
     streams.open_missing()
+    streams.take_any_name()
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -61,6 +66,11 @@ def run_command(
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         streams.discard_output()
         return 0
+    except OSError as error:
+        if error.errno not in _OF_A_PATH or error.filename is None:
+            raise
+        print(f"{prefix}{printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def table_console() -> Console:

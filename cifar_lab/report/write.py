@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.files import write_atomically
+from cifar_lab.records.files import expanded, write_atomically
 from cifar_lab.records.record import FILE_NAME
 from cifar_lab.report.compare import Confusion, Ranking, confusions, rank
 from cifar_lab.report.groups import Group, Key, group
@@ -72,7 +73,7 @@ def compare(folder: str | Path) -> pd.DataFrame:
     """
     from cifar_lab.report.tables import configurations
 
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     check_folder(path)
     report = _found(path)
     return configurations(report.rankings, report.keys)
@@ -90,8 +91,8 @@ def _found(path: Path) -> Report:
 
 def check_folder(path: Path) -> None:
     """Raises InputError where there is none to look for runs in."""
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
+    if not os.path.isdir(path):  # False, too, for what can't be looked at
+        what = "is a file" if os.path.exists(path) else "does not exist"
         raise InputError(f"{path}: {what}; give a folder with runs in it, e.g. outputs")
 
 

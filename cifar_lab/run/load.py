@@ -27,16 +27,18 @@ from cifar_lab.errors import InputError
 from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
-from cifar_lab.records.files import carried_digest
+from cifar_lab.records.files import carried_digest, expanded
 from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
 from cifar_lab.run.build import build_network, from_the_dataset
 
+_MOST_SIDE = 4096  # of an image, in pixels; a record may say what no memory holds
 _NETWORK = "network."  # what the names of its tensors begin with in a checkpoint
 # Arguments with which torchvision and timm fetch weights, which the checkpoint replaces anyway
 _FETCHING: dict[str, dict[str, Any]] = {
     "torchvision": {"weights": None, "weights_backbone": None, "pretrained": False},
     "timm": {"pretrained": False, "checkpoint_path": "", "pretrained_cfg": None},
 }
+NO_NUMBER = "the network's answer is no number: its sums are too large"
 Picture = Path | str | Image.Image
 # One picture, several, or a batch of pixels
 Images = Tensor | NDArray[Any] | Picture | Sequence[Picture]
@@ -129,8 +131,15 @@ class Run:
             (N, classes) float32 on the CPU; every row sums to 1. A single image is N = 1.
 
         Raises:
-            InputError: what `as_batch` refuses.
+            InputError: what `as_batch` refuses, or an answer that is no number.
         """
+        found = self.answers(images, batch_size=batch_size)
+        if len(wrong := (~found.isfinite().all(1)).nonzero()):
+            raise InputError(f"images[{int(wrong[0])}]: {NO_NUMBER}")
+        return found
+
+    def answers(self, images: Images, *, batch_size: int = 256) -> Tensor:
+        """As `predict`, but with NaN in the rows where the network's answer is no number."""
         batch, model = self.as_batch(images), self.model
         device, dtype = model.offset.device, model.offset.dtype
         parts = []
@@ -167,7 +176,7 @@ class Run:
             if not isinstance(picture, str | Path | Image.Image):
                 kind = type(picture).__name__
                 raise InputError(f"images[{index}]: can't be a {kind}; {_TAKEN}")
-            source = Path(picture).expanduser() if isinstance(picture, str) else picture
+            source = expanded(picture) if isinstance(picture, str) else picture
             pixels.append(read_picture(source, self.image_size, name=f"images[{index}]"))
         if not pixels:
             return torch.empty(0, 3, *self.image_size, dtype=torch.uint8)
@@ -188,7 +197,7 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
         InputError: it is no run, goes on, has no such checkpoint or a damaged one, or one of
             another network; or it names code that isn't trusted.
     """
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     record = read_ended(path)
     _check_classes(path, record)
     config = record.config
@@ -216,12 +225,15 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
 
 def read_ended(path: Path) -> RunRecord:
     """The record of a run that goes on no more; InputError for one that does, and for no run."""
-    if not (path / FILE_NAME).is_file():
-        below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
-        other = f"; there are runs below it, e.g. {below[0]}" if below else ""
-        what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
-        what = "is no folder" if path.is_file() else what
-        raise InputError(f"{path}: {what}; give the folder of a run{other}")
+    try:
+        if not (path / FILE_NAME).is_file():
+            below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
+            other = f"; there are runs below it, e.g. {below[0]}" if below else ""
+            what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+            what = "is no folder" if path.is_file() else what
+            raise InputError(f"{path}: {what}; give the folder of a run{other}")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
     try:
         record = RunRecord.read(path)
     except (OSError, ValueError) as error:
@@ -234,6 +246,8 @@ def read_ended(path: Path) -> RunRecord:
 
 
 def _check_classes(path: Path, record: RunRecord) -> None:
+    if odd := [name for name in record.data.classes if not name.isprintable()]:
+        raise InputError(f"{path}: its {FILE_NAME}: data.classes: {odd[0]}: can't be printed")
     if record.data.classes:
         return
     if record.data.digest:
@@ -262,14 +276,21 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
             path = own / files.LAST
             _check_inside(folder, path)
         else:
-            path = Path(ckpt).expanduser().absolute()
-        if not path.exists():
+            path = expanded(ckpt).absolute()
+        if not _exists(path):
             there = sorted(p.name for p in own.glob("*.ckpt"))
             has = f"its checkpoints are {', '.join(there)}" if there else "it holds no checkpoint"
             raise InputError(f"{path}: does not exist; {has}; ckpt must be best, last or a file")
         return path, files.load(path)
     except DamagedError as error:
         raise InputError(f"{folder}: {error}; put a copy back, or give another ckpt") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
 
 
 def tested_checkpoint(folder: Path, record: RunRecord) -> tuple[Path, dict[str, Any]]:
@@ -292,6 +313,14 @@ def _images_of(path: Path, record: RunRecord) -> tuple[tuple[int, int], Channels
     """(H, W), mean and deviation of the images that the network knows."""
     data = record.data
     if data.image_size is not None and data.mean is not None and data.std is not None:
+        if not all(1 <= side <= _MOST_SIDE for side in data.image_size):
+            height, width = data.image_size
+            raise InputError(
+                f"{path}: its {FILE_NAME}: data.image_size={height}x{width}: must lie in "
+                f"1..{_MOST_SIDE}"
+            )
+        if min(data.std) <= 0:
+            raise InputError(f"{path}: its {FILE_NAME}: data.std={min(data.std)}: must be above 0")
         return data.image_size, data.mean, data.std
     # a record of an older version
     node: Mapping[str, Any] = (record.config or {}).get("data") or {}
@@ -350,6 +379,7 @@ def _network(
     if any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in weights.values()):
         network.double()
     _check_fit(file, network, weights)
+    _check_finite(file, network, weights)
     try:
         network.load_state_dict(weights)
     except Exception as error:  # what is no tensor, a sparse one
@@ -375,6 +405,17 @@ def _check_fit(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> No
         raise InputError(
             f"{file}: is of another network than this run's: it {', '.join(differing[:2])}{more}"
         )
+
+
+def _check_finite(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raises InputError for weights that are no numbers, where the network's own are some."""
+    for name, own in network.state_dict().items():  # a mask may hold what is infinite
+        tensor = weights[name]
+        if tensor.layout == torch.strided and bool((own.isfinite() & ~tensor.isfinite()).any()):
+            raise InputError(
+                f"{file}: {name} holds NaN or infinite numbers, and so no answer would be one; "
+                "give another ckpt"
+            )
 
 
 def _shape(tensor: Any) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ def _predict(given: argparse.Namespace) -> int:
 
     run = load_run(given.run, given.ckpt, trust=given.trust)
     names = find_pictures(given.images)
+    if given.sheet and any(_is_one(name, expanded(given.sheet)) for name in names):
+        raise InputError(f"--sheet={given.sheet}: is one of the pictures; give another file")
     console = Console(stderr=True)
     failed = False
     found: list[Prediction] = []
@@ -90,12 +93,20 @@ def _check(given: argparse.Namespace) -> None:
 
         if find_spec("captum") is None:
             raise InputError("--explain: needs captum; pip install 'cifar-lab[explain]'")
-    if given.sheet:
+    if "" in given.images:
+        raise InputError(f"IMAGE: is empty; usage: {_USAGE}")
+    if given.sheet is not None:
         sheet = expanded(given.sheet)
         if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"--sheet={given.sheet}: must be a .png, .jpg or .webp")
         if not sheet.parent.is_dir():
             raise InputError(f"--sheet={given.sheet}: there is no folder {sheet.parent}")
+        if sheet.is_dir():
+            raise InputError(f"--sheet={given.sheet}: is a folder; give a file")
+
+
+def _is_one(name: str, sheet: Path) -> bool:
+    return os.path.exists(name) and os.path.exists(sheet) and os.path.samefile(name, sheet)
 
 
 def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.Namespace) -> None:
@@ -148,7 +159,7 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
     captions = []
     for one in shown:
         ((name, p),) = one.top(run.classes, 1)
-        captions.append(f"{Path(one.name).name[:24]}\n{name} {100 * p:.0f} %")
+        captions.append(f"{printable(Path(one.name).name)[:24]}\n{name} {100 * p:.0f} %")
     maps = None
     if given.explain:
         answers = [

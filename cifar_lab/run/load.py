@@ -7,7 +7,8 @@ and only parts of a run are called (SECURITY.md).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
+from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_lab.data.pictures import read_picture
@@ -28,7 +30,7 @@ from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.files import carried_digest, expanded
-from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
+from cifar_lab.records.record import FILE_NAME, SETTLED, Channels, RunRecord
 from cifar_lab.run.build import build_network, from_the_dataset
 
 _MOST_SIDE = 4096  # of an image, in pixels; a record may say what no memory holds
@@ -164,12 +166,12 @@ class Run:
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         if isinstance(images, Tensor | np.ndarray):
-            return _checked(torch.as_tensor(images).detach(), self.image_size)
+            return _checked(_as_tensor(images), self.image_size)
         if not isinstance(images, Iterable):
             raise InputError(f"images: can't be a {type(images).__name__}; {_TAKEN}")
         pictures = list(images)
         if pictures and all(isinstance(one, Tensor | np.ndarray) for one in pictures):
-            checked = [_checked(torch.as_tensor(one), self.image_size) for one in pictures]
+            checked = [_checked(_as_tensor(one), self.image_size) for one in pictures]
             return torch.cat(checked)
         pixels = []
         for index, picture in enumerate(pictures):
@@ -198,6 +200,8 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
             another network; or it names code that isn't trusted.
     """
     path = expanded(folder).absolute()
+    if isinstance(trust, str):
+        raise InputError(f'trust={trust}: must be a list of modules, as in ["{trust}"]')
     record = read_ended(path)
     _check_classes(path, record)
     config = record.config
@@ -245,6 +249,21 @@ def read_ended(path: Path) -> RunRecord:
     return record
 
 
+@contextmanager
+def settings_of_record(folder: Path) -> Iterator[None]:
+    """Raises InputError for whatever the settings of a record make a library raise.
+
+    They are a run's, which has checked them; but a record may come from anybody.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        said = first_line(str(error)) or type(error).__name__
+        raise InputError(f"{folder}: its {FILE_NAME} holds settings of no run ({said})") from error
+
+
 def _check_classes(path: Path, record: RunRecord) -> None:
     if odd := [name for name in record.data.classes if not name.isprintable()]:
         raise InputError(f"{path}: its {FILE_NAME}: data.classes: {odd[0]}: can't be printed")
@@ -260,13 +279,16 @@ def _check_classes(path: Path, record: RunRecord) -> None:
 
 def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path, dict[str, Any]]:
     own = folder / files.FOLDER
+    if ckpt == "":
+        raise InputError("ckpt: is empty; must be best, last or a file")
     try:
         if ckpt == "best":
             if record.tested is None:
+                # the command of a record is not for pasting: it may be a stranger's
+                on = "" if record.status in SETTLED else "continue it by its own command, or "
                 raise InputError(
-                    f"{folder}: is {record.status}, and has tested nothing; continue it "
-                    f"({record.command or 'the command that began it'}), or take its last weights "
-                    "with ckpt=last"
+                    f"{folder}: is {record.status}, and has tested nothing; {on}take its last "
+                    "weights with ckpt=last"
                 )
             _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
             if record.tested == "best":
@@ -432,6 +454,15 @@ _TAKEN = (
     "must be a tensor or array (N, 3, H, W) or (N, H, W, 3), pictures (PIL) or paths to them, one "
     "or several"
 )
+
+
+def _as_tensor(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return images.detach()
+    try:  # a copy: torch knows no turned axes (BGR to RGB), and warns of what it may not write
+        return torch.from_numpy(np.array(images, order="C"))
+    except TypeError as error:
+        raise InputError(f"images: have type {images.dtype}; {_TAKEN}") from error
 
 
 def _checked(images: Tensor, size: tuple[int, int]) -> Tensor:

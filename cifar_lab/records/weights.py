@@ -103,7 +103,9 @@ def _tested(key: str, folder: Path, allowed: str) -> Path:
         last = folder / "checkpoints" / "last.ckpt"
         if allowed is ALLOWED and last.is_file():  # which is taken by its file as well
             allowed = f"give one of its checkpoints, e.g. {last}"
-        raise InputError(f"{key}: is {record.status} and has tested no weights yet; {allowed}")
+        raise InputError(
+            f"{key}: this run is {record.status} and has tested no weights yet; {allowed}"
+        )
     name = f"checkpoints/{record.tested}.ckpt"
     if not (folder / name).is_file():
         raise InputError(

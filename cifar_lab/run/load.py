@@ -460,7 +460,7 @@ def _as_tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
         return images.detach()
     try:  # a copy: torch knows no turned axes (BGR to RGB), and warns of what it may not write
-        return torch.from_numpy(np.array(images, order="C"))
+        return torch.from_numpy(images.astype(images.dtype.newbyteorder("="), order="C"))
     except TypeError as error:
         raise InputError(f"images: have type {images.dtype}; {_TAKEN}") from error
 

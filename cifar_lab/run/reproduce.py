@@ -208,8 +208,8 @@ def _finished(folder: Path) -> RunRecord:
         raise InputError(
             f"{folder}: this run is {record.status}, and there is no result to compare with"
         )
-    data = (record.config or {}).get("data")
-    if not isinstance(data, dict) or not record.data.digest:
+    data = (record.config or {}).get("data", {})
+    if not record.config or not isinstance(data, dict) or not record.data.digest:
         raise InputError(f"{folder}: its {FILE_NAME} has no configuration or no images")
     return record
 

@@ -77,5 +77,11 @@ def table_console() -> Console:
     """For tables: into a file or a pipe goes all of their width."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    class Table(Console):
+        def on_broken_pipe(self) -> None:
+            # `| head`: rich would end the process, with what is still to be written left undone
+            self.quiet = True
+            streams.discard_output()
+
+    console = Table(highlight=False)
+    return console if console.is_terminal else Table(highlight=False, width=140)

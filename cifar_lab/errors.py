@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere as one line that any terminal may be sent.
+
+    A file's name may hold line breaks, bytes that are no UTF-8, or what a terminal takes for a
+    command: each such character becomes its escape, as in ``\\n`` or ``\\x1b``.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 class InputError(ValueError):
     """The person's input is wrong (exit status 2).
 
     The message is one line: the value, what is allowed, and what to do, e.g.
     ``data.val_size=60000: must lie in 0..49999 (the training split has 50000 images)``.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Diverged(RuntimeError):

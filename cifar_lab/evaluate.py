@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.command import Parser, run_command, table_console, usage_in
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,11 +146,11 @@ def _departure(run: Run, one: Evaluation, given: argparse.Namespace) -> list[str
 def _archive(given: argparse.Namespace) -> Path | None:
     from cifar_lab.inference.corruptions import is_archive
 
-    if given.data is None or not is_archive(Path(given.data).expanduser()):
+    if given.data is None or not is_archive(expanded(given.data)):
         return None
     if not given.corrupt:
         raise InputError(f"--data={given.data}: is an archive of corrupted images; add --corrupt")
-    return Path(given.data).expanduser()
+    return expanded(given.data)
 
 
 def _check_alike(runs: Sequence[Run], given: argparse.Namespace) -> None:
@@ -176,7 +177,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _out(given: argparse.Namespace, run: Run, name: str, runs: int) -> Path | None:
     if given.out is not None:
-        out = Path(given.out).expanduser()
+        out = expanded(given.out)
         return out / name if runs > 1 else out
     return None if given.json else run.folder / "evaluation"
 

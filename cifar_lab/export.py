@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.command import Parser, run_command, usage_in
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import expanded
 
 if TYPE_CHECKING:
     from cifar_lab.inference.export import Exported
@@ -85,7 +86,7 @@ def _out(given: argparse.Namespace, run: Run) -> Path:
         if (run.folder / "export").is_symlink():
             raise InputError(f"{out.parent}: leads out of the run folder; give --out FILE")
     else:
-        out = Path(given.out).expanduser().absolute()
+        out = expanded(given.out).absolute()
         if out.suffix != suffix:
             raise InputError(f"--out {given.out}: --format {given.format} makes a {suffix} file")
         if not out.parent.is_dir():

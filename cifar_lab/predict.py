@@ -20,14 +20,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab.config.command import Parser, run_command, usage_in
-from cifar_lab.errors import InputError
+from cifar_lab.errors import InputError, printable
 from cifar_lab.formats import csv_cell
+from cifar_lab.records.files import expanded
 
 if TYPE_CHECKING:
     from cifar_lab.inference.prediction import Prediction
@@ -54,6 +56,8 @@ def _predict(given: argparse.Namespace) -> int:
 
     run = load_run(given.run, given.ckpt, trust=given.trust)
     names = find_pictures(given.images)
+    if given.sheet and any(_is_one(name, expanded(given.sheet)) for name in names):
+        raise InputError(f"--sheet={given.sheet}: is one of the pictures; give another file")
     console = Console(stderr=True)
     failed = False
     found: list[Prediction] = []
@@ -85,12 +89,18 @@ def _check(given: argparse.Namespace) -> None:
 
         if find_spec("captum") is None:
             raise InputError("--explain: needs captum; pip install 'cifar-lab[explain]'")
-    if given.sheet:
-        sheet = Path(given.sheet).expanduser()
+    if given.sheet is not None:
+        sheet = expanded(given.sheet)
         if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"--sheet={given.sheet}: must be a .png, .jpg or .webp")
         if not sheet.parent.is_dir():
             raise InputError(f"--sheet={given.sheet}: there is no folder {sheet.parent}")
+        if sheet.is_dir():
+            raise InputError(f"--sheet={given.sheet}: is a folder; give a file")
+
+
+def _is_one(name: str, sheet: Path) -> bool:
+    return os.path.exists(name) and os.path.exists(sheet) and os.path.samefile(name, sheet)
 
 
 def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.Namespace) -> None:
@@ -117,11 +127,11 @@ def _print(found: Sequence[Prediction], classes: Sequence[str], given: argparse.
             cells += [""] * (2 * count - len(cells))
             writer.writerow(map(csv_cell, [one.name, *cells, one.error or ""]))
         return
-    width = max((len(one.name) for one in found), default=0)
+    width = max((len(printable(one.name)) for one in found), default=0)
     for one in found:
         if one.error is None:
             answers = [f"{name} {100 * p:.1f} %" for name, p in one.top(classes, given.top)]
-            print(f"{one.name:<{width}}  {', '.join(answers)}")
+            print(f"{printable(one.name):<{width}}  {', '.join(answers)}")
 
 
 def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> None:
@@ -143,7 +153,7 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
     captions = []
     for one in shown:
         ((name, p),) = one.top(run.classes, 1)
-        captions.append(f"{Path(one.name).name[:24]}\n{name} {100 * p:.0f} %")
+        captions.append(f"{printable(Path(one.name).name)[:24]}\n{name} {100 * p:.0f} %")
     maps = None
     if given.explain:
         answers = [
@@ -151,9 +161,7 @@ def _draw(run: Run, found: Sequence[Prediction], given: argparse.Namespace) -> N
         ]
         maps = activation_maps(run, np.stack(pixels), answers)
     try:
-        Image.fromarray(rendered(draw_sheet(pixels, captions, maps))).save(
-            Path(given.sheet).expanduser()
-        )
+        Image.fromarray(rendered(draw_sheet(pixels, captions, maps))).save(expanded(given.sheet))
     except OSError as error:
         raise InputError(
             f"--sheet={given.sheet}: can't be written ({error.strerror or error})"

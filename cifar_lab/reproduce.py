@@ -1,16 +1,17 @@
 """``python -m cifar_lab.reproduce RUN``: runs a finished run again, and compares.
 
-    python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--out DIR]
-                                  [--trust MODULE]
+    python -m cifar_lab.reproduce RUN [--data PATH] [--init-from RUN|FILE] [--distill-from RUN]
+                                  [--out DIR] [--trust MODULE]
 
 Builds the configuration that RUN's run.json holds, says what is different here, runs it into a new
 folder beside RUN, and compares weights, metrics and predictions: to the bit where nothing is
 different, else within the spread that the recorded seeds show. Status 0: reproduced; 1: it is not.
 
---data       where its images lie now; nothing is fetched
---init-from  where the weights lie now that it began with
---out        another new folder; one that holds a start of this reproduction goes on
---trust      a module of your own that the record may name
+--data          where its images lie now; nothing is fetched
+--init-from     where the weights lie now that it began with
+--distill-from  where a run lies now that it learned from; once for each, in their order
+--out           another new folder; one that holds a start of this reproduction goes on
+--trust         a module of your own that the record may name
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         Path(given.run),
         data=given.data,
         init_from=given.init_from,
+        distill_from=given.distill_from,
         out=None if given.out is None else Path(given.out),
         trust=given.trust,
     )
@@ -62,11 +64,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--data")
     parser.add_argument("--init-from")
+    parser.add_argument("--distill-from", action="append", default=[])
     parser.add_argument("--out")
     parser.add_argument("--trust", action="append", default=[])
     given = parser.parse_args(list(words))
-    for flag in ("data", "init_from", "out"):
-        if getattr(given, flag) == "":
+    for flag in ("data", "init_from", "distill_from", "out"):
+        if getattr(given, flag) in ("", [""]):
             parser.error(f"--{flag.replace('_', '-')}: is empty")
     return given
 

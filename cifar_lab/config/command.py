@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from cifar_lab import signals, streams
-from cifar_lab.errors import InputError, Interrupted
+from cifar_lab.errors import InputError, Interrupted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# What is wrong with a path as it was given, wherever that shows
+_OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES)
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +52,7 @@ def run_command(
         stopped: what is said where a signal is the way to end it.
     """
     streams.open_missing()
+    streams.take_any_name()
     signals.install()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -73,7 +78,10 @@ def run_command(
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         streams.discard_output()
         return 0
-    except OSError:
+    except OSError as error:
+        if error.errno in _OF_A_PATH and error.filename is not None:
+            print(f"{prefix}{printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            return 2
         if (reason := streams.output_is_refused(ask=True)) is None:
             raise
         streams.say_refused(reason, prefix)
@@ -84,5 +92,11 @@ def table_console() -> Console:
     """For tables: into a file or a pipe goes all of their width."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    class Table(Console):
+        def on_broken_pipe(self) -> None:
+            # `| head`: rich would end the process, with what is still to be written left undone
+            self.quiet = True
+            streams.discard_output()
+
+    console = Table(highlight=False)
+    return console if console.is_terminal else Table(highlight=False, width=140)

@@ -25,7 +25,7 @@ from cifar_lab.config.validate import accelerator
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
 from cifar_lab.run.build import build_alone
-from cifar_lab.run.load import Run
+from cifar_lab.run.load import NO_NUMBER, Run, settings_of_record
 from cifar_lab.training.callbacks.prediction_figures import confusion_matrix
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
@@ -138,6 +138,11 @@ class Tester:
     def __init__(self, run: Run, *, tta: Tta | None = None) -> None:
         route_library_logging()
         self.notes: list[str] = []
+        self._folder = run.folder
+        with settings_of_record(run.folder):
+            self._prepare(run, tta)
+
+    def _prepare(self, run: Run, tta: Tta | None) -> None:
         config = run.config
         self._settings = dict(config.get("trainer") or {})
         kind = self._kind()
@@ -181,20 +186,25 @@ class Tester:
         return kind
 
     def test(self, data: DataModule, *, split: Literal["test", "val"] = "test") -> Outputs:
-        """The network's answers to a split of opened data, in stored order."""
+        """The network's answers to a split of opened data, in stored order.
+
+        Raises:
+            InputError: some are no numbers.
+        """
         settings = {k: v for k, v in self._settings.items() if k in _OF_THE_TEST}
         if split == "val":
             for limit in ("limit_test_batches", "fast_dev_run"):
                 settings.pop(limit, None)
-        trainer = lightning.Trainer(
-            accelerator=self._accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **settings,
-        )
+        with settings_of_record(self._folder):
+            trainer = lightning.Trainer(
+                accelerator=self._accelerator,
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **settings,
+            )
         data.trainer = trainer
         data.channels_last = data.channels_last and self._channels_last
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()
@@ -202,13 +212,20 @@ class Tester:
         self._classifier.keep_result = means.update
         threads = torch.get_num_threads()
         try:
-            torch.set_num_threads(self._threads or threads)
+            with settings_of_record(self._folder):
+                torch.set_num_threads(self._threads or threads)
             trainer.test(self._classifier, dataloaders=loader, verbose=False)
         finally:
             torch.set_num_threads(threads)
             data.trainer = None
+        logits = self._classifier.test_logits.clone()
+        if wrong := int((~logits.isfinite().all(1)).sum()):
+            raise InputError(
+                f"{self._folder}: to {wrong} of {len(logits)} images {NO_NUMBER}; nothing can be "
+                "measured with that"
+            )
         return Outputs(
-            logits=self._classifier.test_logits.clone(),
+            logits=logits,
             labels=self._classifier.test_labels.clone(),
             loss=means["test/loss"],
             accuracy=means["test/acc"],

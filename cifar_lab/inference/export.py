@@ -34,7 +34,7 @@ from cifar_lab.model.tta import views
 from cifar_lab.records.digest import run_digest
 from cifar_lab.records.environment import package_versions
 from cifar_lab.records.files import write_atomically
-from cifar_lab.run.load import Normalized, Run, network_node
+from cifar_lab.run.load import NO_NUMBER, Normalized, Run, network_node
 
 Format = Literal["onnx", "torch", "safetensors"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -179,9 +179,10 @@ def export(
         CheckFailed: the network can't be had in this form, or answers otherwise than it should.
     """
     check_installed(form)
-    for name, tensor in run.model.network.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{run.checkpoint}: {name} holds NaN or infinite numbers")
+    images = _floats(_spread(data.dataset.test.images, CHECKED))
+    expected, found = _by_torch(run, images), np.empty(0, np.float32)
+    if not np.isfinite(expected).all():
+        raise InputError(f"{run.checkpoint}: {NO_NUMBER}")
     done("exporting")
     facts = _facts(run, data, form, quantize)
     made = _FORMS[form](run)
@@ -206,8 +207,6 @@ def export(
             "ratios": [vars(one) for one in latency],
         }
     done("checking")
-    images = _floats(_spread(data.dataset.test.images, CHECKED))
-    expected, found = _by_torch(run, images), np.empty(0, np.float32)
 
     def check(path: Path) -> None:
         nonlocal found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from cifar_lab.data.pictures import SUFFIXES, read_bounded, read_picture
-from cifar_lab.errors import InputError
-from cifar_lab.run.load import Run
+from cifar_lab.errors import InputError, printable
+from cifar_lab.records.files import expanded
+from cifar_lab.run.load import NO_NUMBER, Run
 
 STDIN = "-"
 _BATCH = 256
@@ -55,21 +57,21 @@ def find_pictures(given: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in given:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if name == STDIN:
             found.append(name)
-        elif path.is_dir():
+        elif os.path.isdir(path):  # False for a name that can't be looked at: one line, later
             below = sorted(
                 str(p)
                 for p in path.rglob("*")
-                if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+                if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and not p.is_dir()
             )
             if not below:
                 raise InputError(f"{name}: holds no picture ({', '.join(SUFFIXES)})")
             found += below
-        elif not path.exists() and glob.has_magic(name):
+        elif glob.has_magic(name) and not os.path.exists(path):
             matching = sorted(glob.glob(str(path), recursive=True))
-            files = [one for one in matching if Path(one).is_file()]
+            files = [one for one in matching if os.path.isfile(one)]
             if not files:
                 raise InputError(f"{name}: no file has such a name")
             found += files
@@ -102,12 +104,14 @@ def predict(
             except InputError as error:
                 read.append(str(error))
         pixels = [one for one in read if not isinstance(one, str)]
-        answers = iter(run.predict(np.stack(pixels)).numpy() if pixels else ())
+        answers = iter(run.answers(np.stack(pixels)).numpy() if pixels else ())
         for name, one in zip(part, read, strict=True):
             if isinstance(one, str):
                 yield Prediction(name, error=one)
+            elif np.isfinite(answer := next(answers)).all():
+                yield Prediction(name, answer, pixels=one if keep_pixels else None)
             else:
-                yield Prediction(name, next(answers), pixels=one if keep_pixels else None)
+                yield Prediction(name, error=f"{printable(name)}: {NO_NUMBER}")
         done(len(part))
 
 

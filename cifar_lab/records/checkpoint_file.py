@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -48,6 +49,8 @@ def add_digest(path: Path) -> None:
 def verify(path: Path) -> None:
     """Raises DamagedError where the file is not, to the bit, the one that got its digest."""
     try:
+        if path.exists() and not path.is_file():  # a pipe, which would keep its reader for ever
+            raise DamagedError(f"{path.name} is no file")
         data = path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{path.name} can't be read ({error.strerror})") from error
@@ -73,8 +76,13 @@ def load(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedError(f"{path.name} can't be loaded safely: {reason[0]}") from error
+        # torch's own words advise to load it all the same
+        named = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        what = f"it names {named[1]}" if named else "it holds something else"
+        raise DamagedError(
+            f"{path.name} can't be loaded safely: {what}, and a checkpoint is tensors and plain "
+            "values alone"
+        ) from error
     if not isinstance(found, dict) or "state_dict" not in found:
         raise DamagedError(f"{path.name} is no checkpoint of a run")
     return found

@@ -68,6 +68,11 @@ def shorten_paths_of_sockets() -> None:
         tempfile.tempdir = before
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` and ``~user`` expanded; as in a shell, a user whom nobody knows stays."""
+    return Path(os.path.expanduser(path))
+
+
 def check_file(path: Path, *, most: int) -> None:
     """Raises ValueError for what is no file, or has more than ``most`` bytes; OSError for none."""
     status = path.stat()

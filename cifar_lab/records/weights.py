@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.files import carried_digest
+from cifar_lab.records.files import carried_digest, expanded
 from cifar_lab.records.record import FILE_NAME, RunRecord
 
 SAFETENSORS = ".safetensors"
@@ -40,7 +40,7 @@ def source_of(init_from: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such thing, or a run that has tested no weights.
     """
-    path = Path(init_from).expanduser()
+    path = expanded(init_from)
     try:
         found = path.is_dir() or path.is_file()
     except (OSError, ValueError):  # a name that is too long, or with a null character
@@ -73,13 +73,15 @@ def teachers_of(given: Any) -> dict[str, list[str]]:
         raise InputError(f"distill.from={given}: {_TEACHERS}")
     paths, digests = [], []
     for text in texts:
-        key, folder = f"distill.from={text}", Path(text).expanduser()
+        key, folder = f"distill.from={text}", expanded(text)
         try:
             if not folder.is_dir():
                 raise InputError(f"{key}: is no folder; {_TEACHERS}")
             file = _tested(key, folder, _TEACHERS).absolute()
             status = file.stat()
             digests.append(_digest(file, status.st_size, status.st_mtime_ns))
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{key}: {reason}; {_TEACHERS}") from error
@@ -98,15 +100,16 @@ def _tested(key: str, folder: Path, allowed: str) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{key}: its {FILE_NAME}: {error}") from error
     if record.status == "running" or record.tested is None:
+        last = folder / "checkpoints" / "last.ckpt"
+        if allowed is ALLOWED and last.is_file():  # which is taken by its file as well
+            allowed = f"give one of its checkpoints, e.g. {last}"
         raise InputError(
-            f"{key}: this run is {record.status} and has tested no weights yet; "
-            f"give one of its checkpoints, e.g. {folder}/checkpoints/last.ckpt"
+            f"{key}: this run is {record.status} and has tested no weights yet; {allowed}"
         )
     name = f"checkpoints/{record.tested}.ckpt"
     if not (folder / name).is_file():
         raise InputError(
-            f"{key}: the run has no {name}, which would hold the weights that it "
-            "tested; give another run or file"
+            f"{key}: the run has no {name}, which would hold the weights that it tested; {allowed}"
         )
     return folder / name
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from cifar_lab.errors import InputError
-from cifar_lab.records.files import write_atomically
+from cifar_lab.records.files import expanded, write_atomically
 from cifar_lab.records.record import FILE_NAME
 from cifar_lab.report.compare import Report, confusions, rank
 from cifar_lab.report.groups import group
@@ -57,7 +58,7 @@ def compare(folder: str | Path) -> pd.DataFrame:
     """
     from cifar_lab.report.tables import configurations
 
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     check_folder(path)
     report = _found(path)
     return configurations(report.rankings, report.keys)
@@ -75,8 +76,8 @@ def _found(path: Path) -> Report:
 
 def check_folder(path: Path) -> None:
     """Raises InputError where there is none to look for runs in."""
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
+    if not os.path.isdir(path):  # False, too, for what can't be looked at
+        what = "is a file" if os.path.exists(path) else "does not exist"
         raise InputError(f"{path}: {what}; give a folder with runs in it, e.g. outputs")
 
 

@@ -7,7 +7,8 @@ and only parts of a run are called (SECURITY.md).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
+from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.data.dataset import CIFAR10_MEAN, CIFAR10_STD
 from cifar_lab.data.pictures import read_picture
@@ -27,16 +29,18 @@ from cifar_lab.errors import InputError, listed
 from cifar_lab.model.tta import VIEWS, averaged_logits
 from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
-from cifar_lab.records.files import carried_digest
-from cifar_lab.records.record import FILE_NAME, Channels, RunRecord
+from cifar_lab.records.files import carried_digest, expanded
+from cifar_lab.records.record import FILE_NAME, SETTLED, Channels, RunRecord
 from cifar_lab.run.build import build_network, from_the_dataset
 
+_MOST_SIDE = 4096  # of an image, in pixels; a record may say what no memory holds
 _NETWORK = "network."  # what the names of its tensors begin with in a checkpoint
 # Arguments with which torchvision and timm fetch weights, which the checkpoint replaces anyway
 _FETCHING: dict[str, dict[str, Any]] = {
     "torchvision": {"weights": None, "weights_backbone": None, "pretrained": False},
     "timm": {"pretrained": False, "checkpoint_path": "", "pretrained_cfg": None},
 }
+NO_NUMBER = "the network's answer is no number: its sums are too large"
 Picture = Path | str | Image.Image
 # One picture, several, or a batch of pixels
 Images = Tensor | NDArray[Any] | Picture | Sequence[Picture]
@@ -130,8 +134,15 @@ class Run:
             (N, classes) float32 on the CPU; every row sums to 1. A single image is N = 1.
 
         Raises:
-            InputError: what `as_batch` refuses.
+            InputError: what `as_batch` refuses, or an answer that is no number.
         """
+        found = self.answers(images, batch_size=batch_size)
+        if len(wrong := (~found.isfinite().all(1)).nonzero()):
+            raise InputError(f"images[{int(wrong[0])}]: {NO_NUMBER}")
+        return found
+
+    def answers(self, images: Images, *, batch_size: int = 256) -> Tensor:
+        """As `predict`, but with NaN in the rows where the network's answer is no number."""
         batch, model = self.as_batch(images), self.model
         device, dtype = model.offset.device, model.offset.dtype
         parts = []
@@ -156,19 +167,19 @@ class Run:
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         if isinstance(images, Tensor | np.ndarray):
-            return _checked(torch.as_tensor(images).detach(), self.image_size)
+            return _checked(_as_tensor(images), self.image_size)
         if not isinstance(images, Iterable):
             raise InputError(f"images: can't be a {type(images).__name__}; {_TAKEN}")
         pictures = list(images)
         if pictures and all(isinstance(one, Tensor | np.ndarray) for one in pictures):
-            checked = [_checked(torch.as_tensor(one), self.image_size) for one in pictures]
+            checked = [_checked(_as_tensor(one), self.image_size) for one in pictures]
             return torch.cat(checked)
         pixels = []
         for index, picture in enumerate(pictures):
             if not isinstance(picture, str | Path | Image.Image):
                 kind = type(picture).__name__
                 raise InputError(f"images[{index}]: can't be a {kind}; {_TAKEN}")
-            source = Path(picture).expanduser() if isinstance(picture, str) else picture
+            source = expanded(picture) if isinstance(picture, str) else picture
             pixels.append(read_picture(source, self.image_size, name=f"images[{index}]"))
         if not pixels:
             return torch.empty(0, 3, *self.image_size, dtype=torch.uint8)
@@ -189,7 +200,9 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
         InputError: it is no run, goes on, has no such checkpoint or a damaged one, or one of
             another network; or it names code that isn't trusted.
     """
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
+    if isinstance(trust, str):
+        raise InputError(f'trust={trust}: must be a list of modules, as in ["{trust}"]')
     record = read_ended(path)
     _check_classes(path, record)
     config = record.config
@@ -217,12 +230,15 @@ def load_run(folder: str | Path, ckpt: str | Path = "best", *, trust: Sequence[s
 
 def read_ended(path: Path) -> RunRecord:
     """The record of a run that goes on no more; InputError for one that does, and for no run."""
-    if not (path / FILE_NAME).is_file():
-        below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
-        other = f"; there are runs below it, e.g. {below[0]}" if below else ""
-        what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
-        what = "is no folder" if path.is_file() else what
-        raise InputError(f"{path}: {what}; give the folder of a run{other}")
+    try:
+        if not (path / FILE_NAME).is_file():
+            below = sorted(p.parent for p in path.glob(f"*/{FILE_NAME}")) if path.is_dir() else []
+            other = f"; there are runs below it, e.g. {below[0]}" if below else ""
+            what = f"holds no {FILE_NAME}" if path.is_dir() else "does not exist"
+            what = "is no folder" if path.is_file() else what
+            raise InputError(f"{path}: {what}; give the folder of a run{other}")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
     try:
         record = RunRecord.read(path)
     except (OSError, ValueError) as error:
@@ -234,7 +250,24 @@ def read_ended(path: Path) -> RunRecord:
     return record
 
 
+@contextmanager
+def settings_of_record(folder: Path) -> Iterator[None]:
+    """Raises InputError for whatever the settings of a record make a library raise.
+
+    They are a run's, which has checked them; but a record may come from anybody.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        said = first_line(str(error)) or type(error).__name__
+        raise InputError(f"{folder}: its {FILE_NAME} holds settings of no run ({said})") from error
+
+
 def _check_classes(path: Path, record: RunRecord) -> None:
+    if odd := [name for name in record.data.classes if not name.isprintable()]:
+        raise InputError(f"{path}: its {FILE_NAME}: data.classes: {odd[0]}: can't be printed")
     if record.data.classes:
         return
     if record.data.digest:
@@ -247,13 +280,16 @@ def _check_classes(path: Path, record: RunRecord) -> None:
 
 def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path, dict[str, Any]]:
     own = folder / files.FOLDER
+    if ckpt == "":
+        raise InputError("ckpt: is empty; must be best, last or a file")
     try:
         if ckpt == "best":
             if record.tested is None:
+                # the command of a record is not for pasting: it may be a stranger's
+                on = "" if record.status in SETTLED else "continue it by its own command, or "
                 raise InputError(
-                    f"{folder}: is {record.status}, and has tested nothing; continue it "
-                    f"({record.command or 'the command that began it'}), or take its last weights "
-                    "with ckpt=last"
+                    f"{folder}: is {record.status}, and has tested nothing; {on}take its last "
+                    "weights with ckpt=last"
                 )
             _check_inside(folder, *(own / name for name in (files.BEST, files.LAST)))
             if record.tested == "best":
@@ -263,14 +299,21 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
             path = own / files.LAST
             _check_inside(folder, path)
         else:
-            path = Path(ckpt).expanduser().absolute()
-        if not path.exists():
+            path = expanded(ckpt).absolute()
+        if not _exists(path):
             there = sorted(p.name for p in own.glob("*.ckpt"))
             has = f"its checkpoints are {', '.join(there)}" if there else "it holds no checkpoint"
             raise InputError(f"{path}: does not exist; {has}; ckpt must be best, last or a file")
         return path, files.load(path)
     except DamagedError as error:
         raise InputError(f"{folder}: {error}; put a copy back, or give another ckpt") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
 
 
 def tested_checkpoint(folder: Path, record: RunRecord) -> tuple[Path, dict[str, Any]]:
@@ -298,6 +341,14 @@ def _images_of(path: Path, record: RunRecord) -> tuple[tuple[int, int], Channels
     """(H, W), mean and deviation of the images that the network knows."""
     data = record.data
     if data.image_size is not None and data.mean is not None and data.std is not None:
+        if not all(1 <= side <= _MOST_SIDE for side in data.image_size):
+            height, width = data.image_size
+            raise InputError(
+                f"{path}: its {FILE_NAME}: data.image_size={height}x{width}: must lie in "
+                f"1..{_MOST_SIDE}"
+            )
+        if min(data.std) <= 0:
+            raise InputError(f"{path}: its {FILE_NAME}: data.std={min(data.std)}: must be above 0")
         return data.image_size, data.mean, data.std
     # a record of an older version
     node: Mapping[str, Any] = (record.config or {}).get("data") or {}
@@ -356,6 +407,7 @@ def _network(
     if any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in weights.values()):
         network.double()
     _check_fit(file, network, weights)
+    _check_finite(file, network, weights)
     try:
         network.load_state_dict(weights)
     except Exception as error:  # what is no tensor, a sparse one
@@ -382,6 +434,17 @@ def _check_fit(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> No
         )
 
 
+def _check_finite(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raises InputError for weights that are no numbers, where the network's own are some."""
+    for name, own in network.state_dict().items():  # a mask may hold what is infinite
+        tensor = weights[name]
+        if tensor.layout == torch.strided and bool((own.isfinite() & ~tensor.isfinite()).any()):
+            raise InputError(
+                f"{file}: {name} holds NaN or infinite numbers, and so no answer would be one; "
+                "give another ckpt"
+            )
+
+
 def _shape(tensor: Any) -> str:
     if not isinstance(tensor, Tensor):
         return f"({type(tensor).__name__})"
@@ -392,6 +455,15 @@ _TAKEN = (
     "must be a tensor or array (N, 3, H, W) or (N, H, W, 3), pictures (PIL) or paths to them, one "
     "or several"
 )
+
+
+def _as_tensor(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return images.detach()
+    try:  # a copy: torch knows no turned axes (BGR to RGB), and warns of what it may not write
+        return torch.from_numpy(images.astype(images.dtype.newbyteorder("="), order="C"))
+    except TypeError as error:
+        raise InputError(f"images: have type {images.dtype}; {_TAKEN}") from error
 
 
 def _checked(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,8 @@ import shlex
 import statistics
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.overrides import assignment
+from cifar_lab.config.overrides import assignment, hydra_quoted
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.config.validate import MOST_THREADS
@@ -25,6 +26,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
 from cifar_lab.records.environment import git_state, package_versions
+from cifar_lab.records.files import expanded
 from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise, record_of
 from cifar_lab.run.build import build, device_name
 from cifar_lab.run.load import read_ended, tested_checkpoint
@@ -39,7 +41,11 @@ _CLOCK = ("images_per_s",)
 # Finished runs that differ by the seed alone, so that a spread can be told.
 _LEAST_SEEDS = 3
 _CONFIDENCE = 0.95
+# What is said anew, by key.
+Given = dict[str, str | list[str]]
 _NAMED = 3
+# What a run needs that its folder doesn't hold, and how to say where it lies now.
+_FLAGS = {"data.root": "--data", "init_from": "--init-from", "distill.from": "--distill-from"}
 
 
 @dataclass
@@ -91,6 +97,7 @@ def plan(
     *,
     data: str | None = None,
     init_from: str | None = None,
+    distill_from: Sequence[str] = (),
     out: Path | None = None,
     trust: Sequence[str] = (),
 ) -> Plan:
@@ -102,6 +109,7 @@ def plan(
         folder: of a finished run; it may come from anybody.
         data: where its images lie now; None: where they lay, else where they are usually found.
         init_from: where the weights lie now that it began with.
+        distill_from: where the runs lie now that it learned from, in their order.
         out: the new folder; None: beside the old one. One that holds a start of this very run is
             gone on with.
         trust: modules of the person's own that its parts may come from.
@@ -110,29 +118,28 @@ def plan(
         InputError: it can't be built as it was, or not on the same images.
     """
     started = time.perf_counter()
-    folder = folder.expanduser().resolve()
+    folder = expanded(folder).resolve()
     record = _finished(folder)
     config = _config_of(record, trust)
-    out = (_beside(folder) if out is None else out.expanduser()).absolute()
+    out = (_beside(folder) if out is None else expanded(out)).absolute()
     if out.resolve() == folder:
         raise InputError(f"--out {out}: is the run itself; give another folder")
     if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).exists():
         raise InputError(f"--out {out}: holds other things; give a new folder")
-    asked_for = {"data.root": data, "init_from": init_from}
-    given = {key: value for key, value in asked_for.items() if value is not None}
+    asked_for = {"data.root": data, "init_from": init_from, "distill.from": [*distill_from] or None}
+    given: Given = {key: value for key, value in asked_for.items() if value is not None}
     said = _overrides(record, given)
     if "distill" in config and trust:
         said.append(f"distill.trust=[{','.join(trust)}]")
     cfg = _config(config, given, said)
     command = _command(folder, given, out, trust)
     asked = Request(cfg, run_dir=out, overrides=said, started=started, continued_by=command)
-    _check_same_run(record, asked.config)
+    with _said_here(folder):
+        config = asked.config
+    _check_same_run(record, config)
     _set_threads(record)
-    try:
-        parts = build(cfg, asked.config, out)
-    except InputError as error:
-        text = str(error).replace("distill.trust=", "--trust ")
-        raise InputError(f"{folder}: can't be built here: {text}") from error
+    with _said_here(folder):
+        parts = build(cfg, config, out)
     found = parts.data.dataset
     if not record.data.holds(found.digest):
         raise InputError(
@@ -184,13 +191,25 @@ def reproduce(planned: Plan) -> Reproduction:
 # --- the same configuration -----------------------------------------------------------------------
 
 
+@contextmanager
+def _said_here(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace("distill.trust=", "--trust ")
+        flags = (flag for key, flag in _FLAGS.items() if text.startswith(f"{key}="))
+        where = "".join(f"; {flag} says where it lies now" for flag in flags)
+        raise InputError(f"{folder}: can't be built here: {text}{where}") from error
+
+
 def _finished(folder: Path) -> RunRecord:
     record = read_ended(folder)
     if record.status != "finished":
         raise InputError(
             f"{folder}: this run is {record.status}, and there is no result to compare with"
         )
-    if not record.config or not record.data.digest:
+    data = (record.config or {}).get("data", {})
+    if not record.config or not isinstance(data, dict) or not record.data.digest:
         raise InputError(f"{folder}: its {FILE_NAME} has no configuration or no images")
     return record
 
@@ -232,9 +251,7 @@ def _teachers(source: Any) -> Any:
     return [str(Path(path).parent.parent) for path in paths]
 
 
-def _config(
-    recorded: dict[str, Any], given: Mapping[str, str], overrides: Sequence[str]
-) -> DictConfig:
+def _config(recorded: dict[str, Any], given: Given, overrides: Sequence[str]) -> DictConfig:
     """What the record says, in the place of what would be composed here."""
     from omegaconf import OmegaConf, open_dict, read_write
     from omegaconf.errors import OmegaConfBaseException
@@ -259,13 +276,15 @@ def _config(
                 raise InputError(f"--data {text}: this run's images are drawn by code")
             if key == "init_from" and recorded.get("init_from") is None:
                 raise InputError(f"--init-from {text}: this run began with no other's weights")
+            if key == "distill.from" and not recorded.get("distill"):
+                raise InputError(f"--distill-from {text[0]}: this run learned from no other")
             OmegaConf.update(cfg, key, text)
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.overrides.task = list(overrides)
     return cfg
 
 
-def _overrides(record: RunRecord, given: Mapping[str, str]) -> list[str]:
+def _overrides(record: RunRecord, given: Given) -> list[str]:
     """What the new run's record says was typed: the old one's, with what is given now.
 
     Without Hydra's own, which might name code (`hydra.callbacks`), and without addresses.
@@ -276,7 +295,12 @@ def _overrides(record: RunRecord, given: Mapping[str, str]) -> list[str]:
         key = override.lstrip("+~").partition("=")[0]
         if key not in dropped and not key.startswith(("hydra.", "hydra/", "-")):
             kept.append(override)
-    return [*kept, *(assignment(key, text) for key, text in given.items())]
+    for key, value in given.items():
+        if isinstance(value, str):
+            kept.append(assignment(key, value))
+        else:
+            kept.append(f"{key}=[{','.join(map(hydra_quoted, value))}]")
+    return kept
 
 
 def _check_same_run(record: RunRecord, config: dict[str, Any]) -> None:
@@ -299,10 +323,12 @@ def _check_command(overrides: Sequence[str], config: dict[str, Any], trust: Sequ
         )
 
 
-def _command(folder: Path, given: Mapping[str, str], out: Path, trust: Sequence[str]) -> str:
+def _command(folder: Path, given: Given, out: Path, trust: Sequence[str]) -> str:
     """What goes on where the reproduction was stopped, and compares."""
-    flags = {"data.root": "--data", "init_from": "--init-from"}
-    words = [word for key, text in given.items() for word in (flags[key], text)]
+    words = []
+    for key, value in given.items():
+        for text in [value] if isinstance(value, str) else value:
+            words += [_FLAGS[key], text]
     words += [word for module in trust for word in ("--trust", module)]
     line = ["python", "-m", "cifar_lab.reproduce", str(folder), *words, "--out", str(out)]
     return shlex.join(line)

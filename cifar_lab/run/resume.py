@@ -14,6 +14,7 @@ from cifar_lab.config.targets import locate
 from cifar_lab.config.validate import accelerator
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import ACCELERATOR, config_digest, deciding_as_run, flatten
+from cifar_lab.records.files import expanded
 from cifar_lab.records.record import FILE_NAME, Init, RunRecord
 
 
@@ -83,7 +84,7 @@ def weights_that_are_gone(run_dir: Path, init_from: str | None) -> dict[str, Any
     source = (RunRecord.read(run_dir).config or {}).get("init_from")
     if not isinstance(source, dict) or "path" not in source or "sha256" not in source:
         return None
-    given, before = Path(init_from).expanduser().absolute(), Path(str(source["path"]))
+    given, before = expanded(init_from).absolute(), Path(str(source["path"]))
     return source if before.is_relative_to(given) and not before.exists() else None
 
 

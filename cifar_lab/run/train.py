@@ -32,6 +32,8 @@ def train(overrides: Sequence[str] = ()) -> Run:
     from hydra.core.utils import env_override
 
     started = time.perf_counter()
+    if isinstance(overrides, str):
+        raise InputError(f'{overrides}: must be a list, as in ["model=cnn", "seed=1"]')
     words = list(overrides)
     for word in words:
         if word.startswith("-"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,16 @@ from cifar_lab.config.overrides import assignment
 from cifar_lab.errors import InputError, Interrupted
 from cifar_lab.records import credentials
 from cifar_lab.records.environment import cores, git_state, package_versions
-from cifar_lab.records.record import SETTLED, Data, Git, Start, command_line, made_otherwise, now
+from cifar_lab.records.record import (
+    FILE_NAME,
+    SETTLED,
+    Data,
+    Git,
+    Start,
+    command_line,
+    made_otherwise,
+    now,
+)
 from cifar_lab.sweep import process
 from cifar_lab.sweep.compose import Composer
 from cifar_lab.sweep.folder import SweepFolder
@@ -107,8 +116,9 @@ def run_grid(
     """
     check_settings(master)
     composer = Composer(loader, master, varying(batch) if swept is None else swept)
-    composed = [compose_point(composer, overrides) for overrides in batch]
     folder = SweepFolder(Path(master.hydra.sweep.dir))
+    with _with_its_results(folder):
+        composed = [compose_point(composer, overrides) for overrides in batch]
     # before anything is checked: what has ended needs none, and threads belong to the digest;
     # in a new folder as if on a CPU, while the fork server is still importing
     known, on_cpu = folder.threads(), Findings([], "cpu", 1, 1)
@@ -134,6 +144,23 @@ def run_grid(
         _print_plan(jobs, len(batch), slots, points[0].config["threads"], folder.path)
         view = SweepView(jobs, sweep_dir=folder.path, slots=len(slots), expected=len(jobs))
         return run_jobs(master, folder, jobs, GridSource(jobs, work), slots, view)
+
+
+@contextmanager
+def _with_its_results(folder: SweepFolder) -> Iterator[None]:
+    """Says what is left of a sweep whose jobs began with, or learned from, what is gone."""
+    try:
+        yield
+    except InputError as error:
+        gone = [key for key in ("init_from", "distill.from") if f"{key}=" in str(error)]
+        if not gone or not any(folder.path.glob(f"*/{FILE_NAME}")):
+            raise
+        # weights to begin with lie in its checkpoint by then; a teacher is asked at every step
+        alone = "; a job with a checkpoint goes on without it, by its own command"
+        raise InputError(
+            f"{error}; put it back to go on with this sweep, whose results stay in "
+            f"{folder.path}{alone if gone == ['init_from'] else ''}"
+        ) from error
 
 
 def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Override]) -> int:
@@ -164,7 +191,8 @@ def run_search(master: DictConfig, loader: ConfigLoader, overrides: Sequence[Ove
     keys = list(space.distributions)
     folder = SweepFolder(Path(master.hydra.sweep.dir))
     composer = Composer(loader, master, keys)
-    probes = [compose_point(composer, space.overrides(values)) for values in space.probes()]
+    with _with_its_results(folder):
+        probes = [compose_point(composer, space.overrides(values)) for values in space.probes()]
     findings = check_points(probes)
     slots = make_slots(findings, master.sweep.slots, most=settings["n_trials"])
     threads = folder.threads() or _threads(slots)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,21 @@ def test_wrong_input_is_one_line(
     assert "was tested on other images than" in refused(capfd, finished, drawn)
     assert main(["--help"]) == 0
     assert "--corrupt" in capfd.readouterr().out
+
+
+def test_a_reader_that_has_what_it_wanted_leaves_nothing_undone(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    run, gone = copied(finished, tmp_path / "run"), os.fdopen(writing, "w")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", gone)
+        assert main([str(run)]) == 0
+        sys.stdout.close()  # the null device by now
+    with suppress(BrokenPipeError):
+        gone.close()
+    assert len(list((run / "evaluation").iterdir())) == 3
 
 
 def test_a_folder_that_cant_be_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,43 @@ def test_csv_and_text(finished: Path, pictures: Path, capfd: pytest.CaptureFixtu
     assert line.count("%") == 3
 
 
+NAMES = (
+    *("a b 'q\".png", "new\nline.png", "\x1b[31m.png", "$x^$.png", "=1+1.png", "[1].png"),
+    "latin\udce9.png",  # a byte that is no UTF-8
+)
+
+
+def test_names_of_every_kind(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for name in NAMES:
+        Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(folder / name)
+    (folder / "bad\n\x1b\udce9.png").touch()
+    (folder / "folder.png").mkdir()  # no picture
+    os.mkfifo(folder / "pipe.png")
+    monitored = ("--sheet", str(tmp_path / "sheet.png"))
+    for how in ((), ("--csv",), ("--json",), monitored):
+        capfd.readouterr()
+        assert main([str(finished), str(folder), *how]) == 1
+        out, err = capfd.readouterr()
+        assert err == (
+            f"cifar_lab: {folder}/bad\\n\\x1b\\udce9.png: is empty\n"
+            f"cifar_lab: {folder}/pipe.png: is no file\n"
+        )
+        if how in ((), monitored):
+            assert len(out.splitlines()) == len(NAMES)
+            assert out.replace("\n", "").isprintable()
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 100
+    assert main([str(finished), str(folder / "=1+1.png"), "x" * 300, "~nobody-of-this/x"]) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        f"cifar_lab: {'x' * 300}: can't be read (File name too long)",
+        "cifar_lab: ~nobody-of-this/x: does not exist",
+    ]
+
+
 def test_a_thousand_files_go_through_in_batches(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +212,14 @@ def test_a_map_shows_where_the_class_was_seen(tmp_path: Path) -> None:
         (["x.png", "--explain"], "--explain: draws into the sheet; add --sheet out.png"),
         (["x.png", "--sheet", "out.txt"], "--sheet=out.txt: must be a .png"),
         (["x.png", "--sheet", "no/out.png"], "there is no folder no"),
+        (["x.png", "--sheet", ""], "--sheet=: must be a .png"),
+        (["x.png", "--sheet", "~nobody-of-this/x.png"], "there is no folder ~nobody-of-this"),
+        (["x.png", "--sheet", "f.png"], "--sheet=f.png: is a folder"),
+        (["there.png", "--sheet", "./there.png"], "is one of the pictures; give another file"),
+        (["x.png", ""], "'': an argument is empty; is its variable set?"),
+        (["x.png", "--ckpt", ""], "ckpt: is empty; must be best, last or a file"),
+        (["x.png", "--ckpt", "/dev/zero"], "zero is no file"),
+        (["x.png", "--ckpt", "x" * 300], "can't be read (File name too long)"),
         (["x.png", "--top", "0"], "0: must be at least 1"),
         (["x.png", "--ckpt", "y.ckpt"], "y.ckpt: does not exist"),
     ],
@@ -181,6 +227,8 @@ def test_a_map_shows_where_the_class_was_seen(tmp_path: Path) -> None:
 def test_wrong_input_is_one_line(
     finished: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
+    Path("f.png").mkdir()
+    Image.new("RGB", (32, 32)).save("there.png")
     capfd.readouterr()
     assert main([str(finished), *arguments]) == 2
     out, err = capfd.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -345,6 +346,32 @@ def test_a_run_goes_on_where_the_weights_it_began_with_are_gone(
     shutil.rmtree(tmp_path / "folder" / "checkpoints")
     status, _, err = lab(*BASE, f"init_from={source}", "hydra.run.dir=folder")
     assert (status, gone in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_weights_are_gone_says_what_is_left_of_it(
+    sources: dict[str, Path], lab: Lab, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(sources["resnet"], tmp_path / "source"))
+    line = ("-m", *BASE, f"init_from={source}", "sweep.report=false", "hydra.sweep.dir=sweep")
+    assert lab(*line, "seed=0,1")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*")}
+    shutil.move(source, tmp_path / "elsewhere")
+    for seeds in ("seed=0,1", "seed=0,1,2"):
+        status, out, err = lab(*line, seeds)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"init_from={source}: no such file or folder" in err
+        assert "put it back to go on with this sweep, whose results stay in " in err
+        assert err.endswith("; a job with a checkpoint goes on without it, by its own command\n")
+    assert {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*")} == before
+    status, _, err = lab(*line[:-1], "hydra.sweep.dir=new", "seed=0,1")  # has nothing yet
+    assert (status, "put it back" in err) == (2, False)
+    for job in Path("sweep").glob("*/run.json"):
+        words = shlex.split(record_of(job.parent)["command"])[3:]
+        assert lab(*words)[0] == 0
+    shutil.move(tmp_path / "elsewhere", source)
+    status, out, err = lab(*line, "seed=0,1")
+    assert (status, "2 ended before" in out) == (0, True), err
 
 
 def test_a_validation_leaves_frozen_statistics_alone() -> None:

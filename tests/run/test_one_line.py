@@ -98,7 +98,9 @@ class Warning(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         warnings.warn("slow", stacklevel=1)
-        return super().forward(images)
+        for module in self:
+            images = module(images)
+        return images
 
 
 def of_the_head(params: Any, lr: float) -> SGD:

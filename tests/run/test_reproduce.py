@@ -97,7 +97,15 @@ def test_a_run_that_learned_from_others(finished: Path, tmp_path: Path, again: L
     shutil.move(teacher, tmp_path / "gone")
     status, out, err = again(run)
     assert (status, out) == (2, "")
-    assert f"distill.from={teacher}: is no folder" in err
+    assert f"can't be built here: distill.from={teacher}: is no folder" in err
+    assert err.endswith("; --distill-from says where it lies now\n")
+    moved = tmp_path / "gone"
+    status, out, _ = again(run, "--distill-from", moved, "--out", tmp_path / "moved")
+    assert (status, last(out)) == (0, "reproduced to the bit")
+    assert f"distill.from=[{moved}]" in record_of(tmp_path / "moved")["overrides"]
+    status, out, err = again(run, "--distill-from", finish(tmp_path / "other", *CNN, "seed=4"))
+    assert (status, "these differ: distill.from.sha256" in err) == (2, True)
+    assert "this run learned from no other" in again(moved, "--distill-from", moved)[2]
 
 
 def test_what_the_new_folder_says(
@@ -233,6 +241,7 @@ def test_its_images_elsewhere_or_others(tmp_path: Path, again: Lab) -> None:
     status, _, err = again(run)
     assert (status, err.count("\n")) == (2, 1)
     assert "run: can't be built here: data.root=null" in err
+    assert err.endswith("; --data says where it lies now\n")
     assert again(run, "--data", moved)[0] == 0
     assert f"data.root={moved}" in record_of(tmp_path / "run-again-2")["overrides"]
     other = write_class_folders(tmp_path / "other", ("a", "b", "c"), train=9)
@@ -248,6 +257,7 @@ def test_weights_that_it_began_with(tmp_path: Path, again: Lab, finished: Path) 
     moved = shutil.move(source, tmp_path / "moved")
     status, _, err = again(run)
     assert (status, "init_from=" in err and "no such file or folder" in err) == (2, True)
+    assert err.endswith("; --init-from says where it lies now\n")
     assert again(run, "--init-from", moved)[0] == 0
     other = finish(tmp_path / "other", *CNN, "seed=4")
     status, _, err = again(run, "--init-from", other)
@@ -295,6 +305,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
         ((run, run), "unrecognized arguments"),
         ((run, "--dat", "x"), "unrecognized arguments: --dat"),
         ((run, "--data", ""), "--data: is empty"),
+        ((run, "--distill-from", ""), "--distill-from: is empty"),
         (("nowhere",), "nowhere: does not exist"),
         (("file",), "file: is no folder; give the folder of a run"),
         ((tmp_path,), "holds no run.json; give the folder of a run; there are runs below it"),

@@ -29,6 +29,7 @@ import numpy as np
 
 from cifar_lab.data.dataset import CLASSES, Split, digest_of, label_type, split_digest
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import expanded
 
 log = logging.getLogger("cifar_lab.data")
 
@@ -91,7 +92,7 @@ class Cached:
 def cache_folder(cache: str | None) -> Path:
     """`cache`, or else the folder for cifar_lab in the user's cache; absolute, may not exist."""
     if cache:
-        return Path(cache).expanduser().absolute()
+        return expanded(cache).absolute()
     # the XDG rules: a relative path there is to be ignored
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "cifar_lab"

@@ -22,6 +22,7 @@ from cifar_lab.data.fetch.cache import Cached, CacheError, DamagedError, Entry, 
 from cifar_lab.data.fetch.cifar100 import COARSE, FINE
 from cifar_lab.data.fetch.sources import Contents, Source, find_sources, official_sources
 from cifar_lab.errors import InputError
+from cifar_lab.records.files import expanded
 
 log = logging.getLogger("cifar_lab.data")
 
@@ -165,7 +166,7 @@ def _mend(entry: Entry, archives: Sequence[Archive]) -> Opened:
 def _open_root(
     root: str, cache: Path, archive: Archive | None, image_size: int | None = None
 ) -> Opened:
-    path = Path(root).expanduser().absolute()
+    path = expanded(root).absolute()
     try:
         found = find_sources(path, archive, image_size)
         return _open_first(found, Entry(cache, found[0].key))
@@ -254,7 +255,7 @@ def _local_sources(entry: Entry, cache: Path, archive: Archive) -> Iterator[Sour
     for path in map(Path, origin.fingerprints if origin else ()):
         if path.exists():
             yield Source("pickles" if path.is_dir() else "archive", path, archive)
-    for place in (cache, *(Path(name).expanduser().absolute() for name in _usual_places(archive))):
+    for place in (cache, *(expanded(name).absolute() for name in _usual_places(archive))):
         yield from official_sources(place, archive)
 
 

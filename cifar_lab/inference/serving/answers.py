@@ -17,6 +17,7 @@ from cifar_lab.data.pictures import read_picture
 from cifar_lab.errors import InputError
 from cifar_lab.inference.figures import overlaid
 from cifar_lab.inference.prediction import Prediction, activation_maps
+from cifar_lab.run.load import NO_NUMBER
 
 if TYPE_CHECKING:
     from cifar_lab.run.load import Run
@@ -93,9 +94,9 @@ class Answers:
     ) -> Answer:
         run = self.run
         pixels = read_picture(content, run.image_size, name=name or "picture")
-        probabilities = run.predict(pixels)[0].numpy()
+        probabilities = run.answers(pixels)[0].numpy()
         if not np.isfinite(probabilities).all():
-            raise RuntimeError("the network's answer is no number: its weights or its sums are not")
+            raise RuntimeError(NO_NUMBER)
         one = Prediction(name or "picture", probabilities, pixels=pixels)
         answer = Answer(
             file=name,

@@ -182,9 +182,11 @@ def _through_hydra(arguments: list[str]) -> int:
 
         from cifar_lab.config.overrides import is_of_the_sweep
         from cifar_lab.config.written import hide_in_files
+        from cifar_lab.run.hydra_job import learn_secrets
         from cifar_lab.run.run import Request, run
 
         hydra_cfg = cast("DictConfig", HydraConfig.get())
+        learn_secrets(hydra_cfg)
         with read_write(hydra_cfg), open_dict(hydra_cfg):
             hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
         overrides = [o for o in typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]

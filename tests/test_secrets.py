@@ -234,7 +234,7 @@ def test_a_callback_of_hydras_gets_it_and_nothing_else_does(
     path.parent.mkdir(parents=True)
     path.write_text(f"own: {{_target_: notifier.Notifier, token: {CANARY}}}\n")
     short = (*TINY, "trainer.max_epochs=1", "trainer.limit_train_batches=1")
-    status, out, err = lab(*short, "+hydra/callbacks=own", "hydra.run.dir=run")
+    status, out, err = lab(*short, "hydra/callbacks=own", "hydra.run.dir=run")
     assert status == 0, err
     assert Path("notified").read_text() == CANARY
     assert "CANARY" not in out + err

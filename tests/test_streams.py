@@ -120,6 +120,7 @@ def test_an_output_that_is_full_is_one_line(
         full = open("/dev/full", "w")  # noqa: SIM115  (what is left of it can't be closed)
         monkeypatch.setattr(sys, "stdout", full)
         assert run_command(words, prints, text="help", prefix="x: ") == 1
+        sys.stdout.close()  # the null device by now
         with suppress(OSError):
             full.close()
         assert capsys.readouterr().err == (

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def learn_secrets(cfg: DictConfig) -> None:
+def learn_secrets(hydra: DictConfig) -> None:
     """Remembers what Hydra's node has of them: no run's configuration holds it."""
     from omegaconf import OmegaConf
 
-    for node in (cfg.hydra.callbacks, cfg.hydra.job.env_set):
+    for node in (hydra.callbacks, hydra.job.env_set):
         if node is not None:
             learn(OmegaConf.to_container(node, resolve=True))
 

@@ -116,7 +116,8 @@ def run(asked: Request, *, before_training: Callable[[], None] = lambda: None) -
         InputError: it can't be built, or its folder holds another run, or one that goes on;
             nothing has been written.
     """
-    learn_secrets(asked.cfg)
+    if not asked.in_hydra_job:  # which learnt them where its node was
+        learn_secrets(asked.cfg.hydra)
     credentials.guard_log()  # of a job of Hydra's it is there before anything is built
     world = processes.settle()
     # processes that were started side by side meet through their trainer: it comes first there

@@ -24,10 +24,10 @@ RECORD: dict[str, Any] = {
 RUN = Path("/somewhere/outputs/runs/2026-01-02/03-04-05-abc")
 
 
-def printed(record: dict[str, Any], **settings: Any) -> str:
+def printed(record: dict[str, Any], run: Path = RUN, **settings: Any) -> str:
     stream = io.StringIO()
     typed = RunRecord.model_validate({"status": "finished", **record})
-    print_summary(typed, RUN, console=Console(file=stream, highlight=False, **settings))
+    print_summary(typed, run, console=Console(file=stream, highlight=False, **settings))
     return stream.getvalue()
 
 
@@ -43,9 +43,16 @@ def test_the_table_says_what_came_out_and_with_what() -> None:
         "some processor",
         "CIFAR-10 from zip: not the official bytes",
         str(RUN),
-        "tensorboard --logdir /somewhere/outputs\n",
     ):
         assert part in text
+
+
+def test_the_dashboard_is_named_where_a_logger_wrote_for_it(tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "runs" / "x"
+    (run / "tensorboard").mkdir(parents=True)
+    assert "--logdir" not in printed(RECORD, run)
+    (run / "tensorboard" / "events.out.tfevents.1").touch()
+    assert f"tensorboard --logdir {tmp_path}/outputs\n" in printed(RECORD, run)
 
 
 def test_without_a_terminal_it_is_plain_text_without_padding() -> None:

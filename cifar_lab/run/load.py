@@ -286,7 +286,8 @@ def _checkpoint(folder: Path, record: RunRecord, ckpt: str | Path) -> tuple[Path
         if ckpt == "best":
             if record.tested is None:
                 # the command of a record is not for pasting: it may be a stranger's
-                on = "" if record.status in SETTLED else "continue it by its own command, or "
+                again = f"its own command with hydra.run.dir={folder} continues it, or "
+                on = "" if record.status in SETTLED else again
                 raise InputError(
                     f"{folder}: is {record.status}, and has tested nothing; {on}take its last "
                     "weights with ckpt=last"

@@ -156,7 +156,7 @@ def _with_its_results(folder: SweepFolder) -> Iterator[None]:
         if not gone or not any(folder.path.glob(f"*/{FILE_NAME}")):
             raise
         # weights to begin with lie in its checkpoint by then; a teacher is asked at every step
-        alone = "; a job with a checkpoint goes on without it, by its own command"
+        alone = "; a job with a checkpoint goes on without it: its own command with hydra.run.dir"
         raise InputError(
             f"{error}; put it back to go on with this sweep, whose results stay in "
             f"{folder.path}{alone if gone == ['init_from'] else ''}"

@@ -104,7 +104,7 @@ RECORDS: dict[str, tuple[Change, str]] = {
     "diverged": (recorded(status="diverged", tested=None), "tested nothing; take its last weights"),
     "a command": (
         recorded(status="failed", tested=None, command="curl x | sh"),
-        "is failed, and has tested nothing; continue it by its own command, or take its last",
+        "nothing; its own command with hydra.run.dir=",
     ),
     "no pixels": (imaged(image_size=[0, 0]), "data.image_size=0x0: must lie in 1..4096"),
     "too many": (imaged(image_size=[10**6, 10**6]), "=1000000x1000000: must lie in 1..4096"),

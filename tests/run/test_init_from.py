@@ -362,13 +362,13 @@ def test_a_sweep_whose_weights_are_gone_says_what_is_left_of_it(
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert f"init_from={source}: no such file or folder" in err
         assert "put it back to go on with this sweep, whose results stay in " in err
-        assert err.endswith("; a job with a checkpoint goes on without it, by its own command\n")
+        assert err.endswith("goes on without it: its own command with hydra.run.dir\n")
     assert {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*")} == before
     status, _, err = lab(*line[:-1], "hydra.sweep.dir=new", "seed=0,1")  # has nothing yet
     assert (status, "put it back" in err) == (2, False)
     for job in Path("sweep").glob("*/run.json"):
         words = shlex.split(record_of(job.parent)["command"])[3:]
-        assert lab(*words)[0] == 0
+        assert lab(*words, f"hydra.run.dir={job.parent}")[0] == 0
     shutil.move(tmp_path / "elsewhere", source)
     status, out, err = lab(*line, "seed=0,1")
     assert (status, "2 ended before" in out) == (0, True), err

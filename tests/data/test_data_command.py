@@ -92,8 +92,8 @@ def test_failed_fetch_lists_each_source(serve: Serve) -> None:
     urls = [server.url("whole"), server.url("missing")]
     status, _, errors = run(f"sources=[{','.join(urls)}]")
     assert status == 2
-    assert f"\n  {urls[0]}: sends something else (9 bytes" in errors
-    assert f"\n  {urls[1]}: 404 Not Found\n" in errors
+    assert f" could not be fetched: {urls[0]}: sends something else (9 bytes" in errors
+    assert f"; {urls[1]}: 404 Not Found; put the file into " in errors
     assert "Traceback" not in errors
 
 

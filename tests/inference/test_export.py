@@ -338,7 +338,7 @@ def test_wrong_input_is_one_line_and_makes_nothing(
         ((run, "--quantize", "int8", "--format", "torch"), "is for --format onnx alone"),
         ((run, "--out", "model.pt"), "--format onnx makes a .onnx file"),
         ((run, "--out", "model"), "--format onnx makes a .onnx file"),
-        ((run, "--out", ""), "--format onnx makes a .onnx file"),
+        ((run, "--out="), "--format onnx makes a .onnx file"),
         ((run, "--out", "nowhere/model.onnx"), "there is no folder"),
         ((run, "--out", "file/model.onnx"), "there is no folder"),
         ((run, "--out", "folder.onnx", "--force"), "is a folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -148,8 +149,8 @@ def test_what_differs_is_named_and_nothing_else(make: Make, status: str) -> None
     assert f"hydra.run.dir={folder}: holds a run of another configuration" in said
     named = said.partition("these differ: ")[2].partition("; choose")[0]
     assert named == (
-        "model.width (4 there, 8 here), new.key (None there, 1 here), "
-        "optimizer.lr (0.03 there, 0.5 here), optimizer.momentum (0.9 there, None here)"
+        "model.width (4 there, 8 here), new.key (null there, 1 here), "
+        "optimizer.lr (0.03 there, 0.5 here), optimizer.momentum (0.9 there, null here)"
     )
 
 
@@ -239,7 +240,8 @@ def test_a_shorter_one_or_one_without_a_bound_is_another(
 ) -> None:
     folder, _ = make(resolved(max_epochs=before))
     said = refused(folder, resolved(max_epochs=now))
-    assert f"trainer.max_epochs ({before} there, {now} here)" in said
+    there, here = json.dumps(before), json.dumps(now)
+    assert f"trainer.max_epochs ({there} there, {here} here)" in said
 
 
 def test_a_longer_one_in_which_something_else_differs_too_is_another(make: Make) -> None:

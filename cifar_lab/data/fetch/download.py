@@ -241,9 +241,9 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _all_failed(archive: Archive, folder: Path, failures: Sequence[str]) -> str:
-    listed = "".join(f"\n  {failure}" for failure in failures) or "\n  data.sources is empty"
+    reasons = "; ".join(failures) or "data.sources is empty"
     return (
-        f"data.sources: {archive.name} could not be fetched:{listed}\n"
+        f"data.sources: {archive.name} could not be fetched: {reasons}; "
         f"put the file into {folder} by hand, set data.root to it, give other data.sources, or use "
         "data=synthetic; where a source is only slow, data.min_rate=0 lets it go on"
     )

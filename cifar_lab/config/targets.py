@@ -155,6 +155,15 @@ def settings_beside(path: str, target: Any) -> tuple[str, ...]:
     return ("interval", "monitor") if path == "scheduler" and makes_scheduler(target) else ()
 
 
+def is_of_a_library(make: Any) -> bool:
+    """Whether an optimizer or schedule is torch's or ours, bound to arguments or not.
+
+    What those take is known; a person's own is tried out before a run.
+    """
+    target = getattr(make, "func", make)
+    return str(getattr(target, "__module__", "")).startswith(("torch.optim", "cifar_lab."))
+
+
 def makes_scheduler(target: Any) -> bool:
     """Whether it is called with the optimizer, and is no pure function of the step."""
     if inspect.isclass(target):

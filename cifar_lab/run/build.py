@@ -21,6 +21,7 @@ from cifar_lab.config.messages import first_line
 from cifar_lab.config.targets import (
     FROM_THE_DATASET,
     check_target,
+    is_of_a_library,
     left_out,
     locate,
     makes_scheduler,
@@ -579,7 +580,7 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
 
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
-        if not factory.is_of_a_library:
+        if not is_of_a_library(factory.make):
             try_step(factory, network)
     from cifar_lab.training import fused_sgd
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.overrides import assignment, hydra_quoted
+from cifar_lab.config.overrides import assignment, hydra_quoted, key_of
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.config.validate import MOST_THREADS
@@ -292,7 +292,7 @@ def _overrides(record: RunRecord, given: Given) -> list[str]:
     dropped = (*given, "distill.trust", "resume", "data.sources", "data.cache", "data.offline")
     kept = []
     for override in record.overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = key_of(override)
         if key not in dropped and not key.startswith(("hydra.", "hydra/", "-")):
             kept.append(override)
     for key, value in given.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config.targets import locate
+from cifar_lab.config.targets import locate, shown
 from cifar_lab.config.validate import accelerator
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import ACCELERATOR, config_digest, deciding_as_run, flatten
@@ -172,7 +171,7 @@ def _longer_by(record: RunRecord, run_dir: Path, config: dict[str, Any]) -> int:
     if "channels_last" in differing:  # which the data take over
         differing = [key for key in differing if key != "data.channels_last"]
     named = ", ".join(
-        f"{key} ({_shown(old.get(key))} there, {_shown(new.get(key))} here)" for key in differing
+        f"{key} ({shown(old.get(key))} there, {shown(new.get(key))} here)" for key in differing
     )
     why = ""
     if set(differing) <= _LAST_BITS:
@@ -214,7 +213,7 @@ _TIME = "trainer.max_time=null"
 
 def _time_of(config: Mapping[str, Any]) -> str:
     bound = (config.get("trainer") or {}).get("max_time")
-    return _TIME if bound is None else f"trainer.max_time={_shown(bound)}"
+    return _TIME if bound is None else f"trainer.max_time={shown(bound)}"
 
 
 def _out_of_time(record: RunRecord, differing: Sequence[str]) -> str | None:
@@ -227,10 +226,6 @@ def _out_of_time(record: RunRecord, differing: Sequence[str]) -> str | None:
         "tested; what followed would be no run that had the time from the start; choose another "
         f"folder for that, or give {given} to see its result"
     )
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str | None:

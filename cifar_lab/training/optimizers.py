@@ -44,12 +44,6 @@ class OptimizerFactory:
     make: Callable[..., Optimizer]
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    @property
-    def is_of_a_library(self) -> bool:
-        """Whether torch or cifar_lab knows what it takes; a person's own is tried out."""
-        target = getattr(self.make, "func", self.make)
-        return str(getattr(target, "__module__", "")).startswith(("torch.optim", "cifar_lab."))
-
     def __call__(self, module: nn.Module) -> Optimizer:
         """The optimizer of all of the module's parameters that want a gradient.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from cifar_lab.config.targets import makes_scheduler
+from cifar_lab.config.targets import is_of_a_library, makes_scheduler
 from cifar_lab.errors import InputError
 
 
@@ -260,7 +260,7 @@ def try_schedule(
     Raises:
         InputError: it can't be built, ends before the fit does, or gives what is no rate.
     """
-    own = not _is_of_a_library(schedule)
+    own = not is_of_a_library(schedule.make if isinstance(schedule, TorchSchedule) else schedule)
     if not isinstance(schedule, TorchSchedule):
         stride = max(1, -(-steps // MOST_TRIED)) if own else max(1, steps // 2)
         for step in sorted({*range(0, steps, stride), steps - 1}):
@@ -304,12 +304,6 @@ def try_schedule(
 
 # Steps that a schedule of a person's own is tried on: a quarter of a second of torch's.
 MOST_TRIED = 10_000
-
-
-def _is_of_a_library(schedule: Callable[[int, int], float] | TorchSchedule) -> bool:
-    make = schedule.make if isinstance(schedule, TorchSchedule) else schedule
-    target = getattr(make, "func", make)
-    return str(getattr(target, "__module__", "")).startswith(("torch.optim", "cifar_lab."))
 
 
 def _wants_length(target: Any, node: Mapping[str, Any]) -> bool:

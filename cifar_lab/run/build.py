@@ -107,6 +107,7 @@ def build(
     from cifar_lab.training.initial_weights import freeze
     from cifar_lab.training.layout import ChecksLayout, layout_of
     from cifar_lab.training.library_logging import route_library_logging
+    from cifar_lab.training.optimizers import check_steps
     from cifar_lab.training.schedules import try_schedule
     from cifar_lab.training.steps.compile import prepare
     from cifar_lab.training.steps.cuda_graph import check_calls
@@ -166,6 +167,7 @@ def build(
     layout = layout_of(trainer, data.train_dataloader())
     with _named("optimizer"):
         trial = optimizer(classifier)
+        check_steps(trial, layout.steps)
     with _named("scheduler"):
         try_schedule(schedule, trial, steps=layout.steps, epochs=layout.epochs)
     for path, callback in callbacks.items():

@@ -73,6 +73,7 @@ def check(config: dict[str, Any]) -> None:
     _check_schedule_free(config, callbacks)
     for callback in callbacks:
         _check_sam(callback, config["trainer"])
+        _check_half_precision(callback, config["trainer"])
         _check_monitor_changes_nothing(callback)
         if inspect.isclass(callback.kind):
             check_callback(callback.path, callback.kind)
@@ -167,6 +168,23 @@ def _check_sam(callback: _Callback, trainer: dict[str, Any]) -> None:
         raise InputError(
             f"{callback.path}: measures gradients, and trainer.precision={precision} scales them; "
             "set trainer.precision=bf16-mixed or 32-true"
+        )
+
+
+def _check_half_precision(callback: _Callback, trainer: dict[str, Any]) -> None:
+    """Refuses steps that are smaller than what half precision tells apart.
+
+    Of a million weights of .05 in bfloat16 SAM's step uphill with rho=.05 goes another way (a
+    cosine of .63 with the one that is meant), and of Lookahead's half stand still at alpha=.2.
+    """
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.callbacks.sam import Sam
+
+    precision = str(trainer.get("precision"))
+    if precision in ("bf16-true", "16-true") and callback.is_a(Lookahead, Sam):
+        raise InputError(
+            f"{callback.path}: its steps are lost where weights are rounded to half precision; "
+            f"trainer.precision={precision} must be bf16-mixed or 32-true with it"
         )
 
 
@@ -305,14 +323,20 @@ def check_parts(trainer: Trainer, data: DataModule) -> None:
     from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
     from cifar_lab.training.callbacks.checkpoints import Checkpoints, folder_of
+    from cifar_lab.training.layout import layout_of
     from cifar_lab.training.lightning_internals import callbacks_of
 
-    sizes, epochs = data.augment.sizes, trainer.max_epochs
-    if sizes and epochs is not None and 0 < epochs <= sizes[-1][0]:
+    sizes, layout = data.augment.sizes, layout_of(trainer, data.train_dataloader())
+    if sizes and layout.epochs <= sizes[-1][0]:
+        limit = (
+            f"trainer.max_epochs={layout.epochs}"
+            if layout.epochs == trainer.max_epochs
+            else f"trainer.max_steps={trainer.max_steps}"
+        )
         raise InputError(
             f"augment.sizes: comes to images of {sizes[-1][1]} pixels in epoch {sizes[-1][0]}, "
-            f"counted from 0, and trainer.max_epochs={epochs} ends before; what is tested would "
-            "never have been trained on"
+            f"counted from 0, and {limit} ends before; what is tested would never have been "
+            "trained on"
         )
     callbacks = callbacks_of(trainer)
     kept = any(isinstance(callback, Checkpoints) for callback in callbacks)
@@ -494,6 +518,8 @@ def _check_selection(config: dict[str, Any]) -> None:
 
 def _check_interval(trainer: Trainer, data: DataModule) -> None:
     # validation within the epoch, as it was asked for
+    from cifar_lab.training.callbacks.lookahead import Lookahead
+    from cifar_lab.training.lightning_internals import callbacks_of
     from cifar_lab.training.steps.multistep import limited, validates_within_epochs
 
     if not validates_within_epochs(trainer):
@@ -520,3 +546,17 @@ def _check_interval(trainer: Trainer, data: DataModule) -> None:
                 else f"must be a multiple of it ({every} batches here)"
             )
         )
+    if not (trainer.limit_val_batches and data.held_out):
+        return
+    steps, per_epoch = every // accumulated, -(-batches // accumulated)
+    for callback in callbacks_of(trainer):
+        if not isinstance(callback, Lookahead):
+            continue
+        follows = callback.every_steps
+        # an epoch begins to count anew, and validations across epochs don't
+        if steps % follows or (across and per_epoch % follows and steps % per_epoch):
+            raise InputError(
+                f"{name}: validates after every {steps} optimizer steps, between two of the slow "
+                f"weights, which callbacks.lookahead.every_steps={follows} makes; must be a "
+                "multiple of it"
+            )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +17,23 @@ from cifar_lab.training.optimizers import OptimizerFactory
 from cifar_lab.training.schedules import FactorSchedule
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def kept(share: float, images: int) -> int:
+    """How many images of a batch train."""
+    return max(1, round(share * images))
+
+
+def _of_each(loss: Loss) -> Loss:
+    """The same loss, (B,): one number for each image."""
+    if not isinstance(loss, nn.Module) or not hasattr(loss, "reduction"):
+        raise InputError(
+            f"hard_examples: ranks images by their own losses, and {type(loss).__name__} has no "
+            "reduction=none; use loss=cross_entropy"
+        )
+    each = copy.copy(loss)  # which shares its class weights, wherever they are moved to
+    each.reduction = "none"  # type: ignore[assignment]  # no submodule
+    return each
 
 
 class HardExamples:
@@ -37,14 +54,15 @@ class HardExamples:
 
     Args:
         proxy: images (B, 3, H, W) -> logits (B, C).
-        loss: mean over a batch of logits and labels.
+        loss: mean over a batch of logits and labels; one of torch's, whose ``reduction`` can be
+            left out: images are ranked by their own losses.
         optimizer: makes the proxy's.
         schedule: (steps made, steps of the fit) -> factor on its learning rates.
         share: of a batch that is kept, in (0, 1); at least one image is.
         every: batches of which one is stepped on, at least 1.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or a loss of whole batches alone.
     """
 
     def __init__(
@@ -64,7 +82,7 @@ class HardExamples:
         self.proxy = proxy
         self.chosen: Batch = torch.empty(0), torch.empty(0)
         self._loss = loss
-        self._smoothing = float(getattr(loss, "label_smoothing", 0.0))
+        self._loss_of_each = _of_each(loss)
         self._make_optimizer, self._factor = optimizer, schedule
         self._share, self._every = share, every
         self._batches = 0
@@ -110,10 +128,8 @@ class HardExamples:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = labels.to(wide) if labels.ndim > 1 else labels
         with torch.no_grad():
-            losses = F.cross_entropy(
-                wide, targets, reduction="none", label_smoothing=self._smoothing
-            )
-            rows = losses.topk(max(1, round(self._share * len(images)))).indices.sort().values
+            losses = self._loss_of_each(wide, targets)
+            rows = losses.topk(kept(self._share, len(images))).indices.sort().values
         if steps:
             loss = self._loss(wide[rows], targets[rows])
             self._optimizer.zero_grad()

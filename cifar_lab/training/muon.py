@@ -143,7 +143,8 @@ class Muon(Optimizer):
             orthogonal = orthogonalized(stack, steps=group["iterations"], dtype=dtype)
             for (parameter, _), step in zip(pairs, orthogonal, strict=True):
                 if group["normalize"]:
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                    # what begins as zeros stays so until its first step
+                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp_min(_TINY))
                 if group["weight_decay"]:
                     parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.sub_(step.view(parameter.shape) * lr)

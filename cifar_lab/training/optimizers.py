@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer, SparseAdam
 
 from cifar_lab.errors import InputError
+from cifar_lab.training.schedules import end_of
 
 # What a factory is called with: (name, parameter) pairs, or groups of them with their options.
 NamedParameters = Sequence[tuple[str, nn.Parameter]] | Sequence[dict[str, Any]]
@@ -104,6 +105,26 @@ class OptimizerFactory:
         if "lr" in options or not _is_at_least_0(base):
             raise InputError(f"{where}.lr_scale={scale}: needs optimizer.lr, and no lr beside it")
         return {**options, "lr": base * scale}
+
+
+def check_steps(optimizer: Optimizer, steps: int) -> None:
+    """Raises InputError where a fit of so many steps is over before the optimizer is at its rate.
+
+    Or where the optimizer is done before the fit, with no parameter left that learns.
+    """
+    for group in optimizer.param_groups:
+        if (warmup := group.get("warmup_steps") or 0) > steps:
+            raise InputError(
+                f"warmup_steps={warmup}: the fit ends after {steps} optimizer steps, and would "
+                f"never be at its rate; must be at most {steps}"
+            )
+    ends = [end_of(group, steps) for group in optimizer.param_groups]
+    if max(ends) < steps:
+        until = max(group["until"] for group in optimizer.param_groups)
+        raise InputError(
+            f"groups: each parameter is in a group that stops, the last one at until={until}, and "
+            "nothing would learn from there on; leave until out of one, or make the fit shorter"
+        )
 
 
 def try_step(factory: OptimizerFactory, network: nn.Module) -> None:

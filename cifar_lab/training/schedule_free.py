@@ -26,12 +26,12 @@ def schedule_free_sgd(
         warmup_steps: optimizer steps of a linear warm-up.
 
     Raises:
-        InputError: the package isn't there.
+        InputError: the package isn't there; a number out of range.
     """
     optimizer: Optimizer = _package().SGDScheduleFree(
         params, lr=lr, momentum=momentum, weight_decay=weight_decay, warmup_steps=warmup_steps
     )
-    return optimizer
+    return _checked(optimizer)
 
 
 def schedule_free_adamw(
@@ -46,6 +46,20 @@ def schedule_free_adamw(
     optimizer: Optimizer = _package().AdamWScheduleFree(
         params, lr=lr, betas=betas, weight_decay=weight_decay, warmup_steps=warmup_steps
     )
+    return _checked(optimizer)
+
+
+def _checked(optimizer: Optimizer) -> Optimizer:
+    # the package looks at some of the defaults, and at no group's own
+    for group in optimizer.param_groups:
+        name, beta = ("momentum", group.get("momentum")) if "momentum" in group else (
+            "betas[0]",
+            group["betas"][0],
+        )
+        if not 0 < beta < 1:
+            raise InputError(f"{name}={beta}: must lie in (0, 1): the average is taken with it")
+        if group["warmup_steps"] < 0:
+            raise InputError(f"warmup_steps={group['warmup_steps']}: must be at least 0")
     return optimizer
 
 

@@ -30,11 +30,11 @@ class Ema(Averages, ChecksLayout):
         self._start_step = start_step
 
     def check_layout(self, trainer: Trainer, layout: Layout) -> None:
-        """Raises InputError where the fit ends before the average begins."""
-        if self._start_step >= layout.steps:
+        """Raises InputError where the average would be of the last weights alone, or of none."""
+        if self._start_step and self._start_step > layout.steps - 2:
             raise InputError(
                 f"start_step={self._start_step}: the fit ends after {layout.steps} optimizer "
-                f"steps, and there would be no average; must be at most {layout.steps - 1}"
+                f"steps, and there would be no average; must be at most {max(0, layout.steps - 2)}"
             )
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:

@@ -20,6 +20,9 @@ class Lookahead(Callback, SupportsMultistep):
     statistics left alone. It is counted within an epoch, and done after the epoch's last step too:
     so validation, test and the epoch's checkpoint see slow weights, as there.
 
+    Attributes:
+        every_steps: as given.
+
     Args:
         alpha: the share, in (0, 1).
         every_steps: k there, at least 1.
@@ -35,7 +38,7 @@ class Lookahead(Callback, SupportsMultistep):
             raise InputError(f"every_steps={every_steps}: must be at least 1, e.g. 5")
         if power < 0:
             raise InputError(f"power={power}: must be at least 0, e.g. 3")
-        self._alpha, self._every, self._power = alpha, every_steps, power
+        self._alpha, self.every_steps, self._power = alpha, every_steps, power
         self._weights: list[Tensor] = []
         self._slow: list[Tensor] = []
         self._synced_step = 0  # optimizer steps made by the last time
@@ -69,7 +72,7 @@ class Lookahead(Callback, SupportsMultistep):
 
     def _is_due(self, step: int) -> bool:
         # 0: an epoch's last step
-        return step % self._per_epoch % self._every == 0 or step == self._last
+        return step % self._per_epoch % self.every_steps == 0 or step == self._last
 
     def state_dict(self) -> dict[str, Any]:
         """The slow weights."""

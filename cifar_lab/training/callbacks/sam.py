@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from cifar_lab.errors import InputError
 from cifar_lab.training.classifier import Classifier
-from cifar_lab.training.layout import layout_of
+from cifar_lab.training.layout import ChecksLayout, Layout, layout_of
 
 _TINY = 1e-12
 
 
-class Sam(Callback):
+class Sam(Callback, ChecksLayout):
     """Each step is made with the gradient at ``weights + rho * gradient / norm(gradient)``.
 
     Source: Foret et al., arXiv:2010.01412. A second pass over the same batch, with the same random
@@ -43,9 +43,20 @@ class Sam(Callback):
         self._batch: Any = None
         self._random: list[Tensor] = []
 
+    def check_layout(self, trainer: Trainer, layout: Layout) -> None:
+        """Raises InputError where the fit ends before the first step of this kind."""
+        if self._first(layout) >= layout.steps:
+            raise InputError(
+                f"start_fraction={self._start_fraction}: of {layout.steps} optimizer steps none "
+                "would be made so; begin earlier, or leave the callback out"
+            )
+
+    def _first(self, layout: Layout) -> int:
+        return round(self._start_fraction * layout.steps)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lays out the first step of this kind."""
-        self._first_step = round(self._start_fraction * layout_of(trainer).steps)
+        self._first_step = self._first(layout_of(trainer))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -34,8 +34,8 @@ class WithoutStatistics(Averages):
     averages_buffers = False
 
     def __init__(self, average: Callable[[Any, Any, Any], None], *, bn_images: int | None) -> None:
-        if bn_images is not None and bn_images < 1:
-            raise InputError(f"bn_images={bn_images}: must be at least 1, or null")
+        if bn_images is not None and bn_images < 2:  # of one image there is no variance
+            raise InputError(f"bn_images={bn_images}: must be at least 2, or null")
         super().__init__(average)
         self._bn_images = bn_images
 

@@ -67,14 +67,16 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     # not as a context: the loader stays for the job that runs under it
     initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()), job_name="cifar_lab")
     try:
-        cfg = hydra_compose(CONFIG_NAME, overrides=overrides, return_hydra_config=True)
-        if changed := with_ablation(cfg, overrides):
-            cfg = hydra_compose(CONFIG_NAME, overrides=changed, return_hydra_config=True)
+        cfg = with_ablation(_composed, overrides)
     except COMPOSING_RAISES as error:
         raise explain(error, overrides) from error
     check_merged(cfg, overrides)
     check_resolves(cfg.hydra, "hydra")
     return cfg
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    return hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
 def compose_group(group: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,41 +3,83 @@
 An experiment names its ingredients below ``sweep.ingredients``, each with the overrides that leave
 it out. ``ablation=without_NAME`` composes the experiment with these, ``ablation=only_NAME`` with
 those of all others, and ``ablation=bare`` with those of all.
+
+Some rest on another: alternation of a flip that is left out is nothing. Such a one alone is the
+bare recipe, and no point of a sweep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lab.config.messages import suggestion
+from cifar_lab.config.messages import COMPOSING_RAISES, explain, suggestion
 from cifar_lab.config.overrides import key_of, normalized
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import deciding
 
 BARE = "bare"
+# What is no part of a recipe, and so nothing that an ingredient's overrides may set.
+_OF_NO_RECIPE = ("ablation", "debug", "experiment", "hydra", "resume", "seed", "sweep")
 
 
-def with_ablation(cfg: DictConfig, overrides: Sequence[str]) -> list[str] | None:
-    """The overrides with those of what is left out; None where nothing is.
+def with_ablation(
+    compose: Callable[[Sequence[str]], DictConfig], overrides: Sequence[str]
+) -> DictConfig:
+    """The configuration of the overrides, without what ``ablation`` leaves out.
 
     Args:
-        cfg: composed of ``overrides``.
+        compose: of overrides.
         overrides: normalized. One that sets what an ingredient's sets gives way to it.
 
     Raises:
-        InputError: no such ingredient, or an experiment that names none.
+        InputError: no such ingredient, one whose overrides can't be composed or change nothing, or
+            an experiment that names none. What ``compose`` raises.
     """
+    cfg = compose(overrides)
     if cfg.ablation is None:
-        return None
-    left_out = _left_out(str(cfg.ablation), _ingredients(cfg.sweep.ingredients))
+        return cfg
+    name, ingredients = str(cfg.ablation), _ingredients(cfg.sweep.ingredients)
+    last = _last(_left_out(name, ingredients))
+    alone = name.startswith("only_")
+    if alone and last == _last(_left_out(BARE, ingredients)):
+        raise InputError(
+            f"ablation={name}: is the same as {BARE}: of {name.removeprefix('only_')} nothing is "
+            "left where the others are left out"
+        )
+    kept = [override for override in overrides if key_of(override) not in last]
+    changed = [*kept, *last.values()]
+    try:
+        without = compose(changed)
+    except COMPOSING_RAISES as error:
+        raise InputError(f"ablation={name}: {explain(error, changed)}") from error
+    if not alone and _deciding(without) == _deciding(cfg):
+        raise InputError(
+            f"ablation={name}: changes nothing: what it leaves out isn't there; "
+            f"~sweep.ingredients.{name.removeprefix('without_')} takes it off the list"
+            if name != BARE
+            else f"ablation={name}: changes nothing: no ingredient is there"
+        )
+    return without
+
+
+def _last(left_out: Sequence[str]) -> dict[str, str]:
+    """By key, the overrides that count."""
     last = {key_of(override): override for override in normalized(left_out)}
     # what lies below a part that is left out itself goes with it
     gone = tuple(f"{key}." for key, override in last.items() if override.endswith("=null"))
-    last = {key: override for key, override in last.items() if not key.startswith(gone)}
-    kept = [override for override in overrides if key_of(override) not in last]
-    return [*kept, *last.values()]
+    return {key: override for key, override in last.items() if not key.startswith(gone)}
+
+
+def _deciding(cfg: DictConfig) -> dict[str, Any]:
+    # as it is written: no weights are looked up for it
+    plain = OmegaConf.to_container(cfg, resolve=False, enum_to_str=True)
+    assert isinstance(plain, dict)
+    of_none = ("hydra", "sweep", "ablation")
+    return deciding({str(key): value for key, value in plain.items() if key not in of_none})
 
 
 def points(ingredients: Any, mode: str) -> str:
@@ -46,9 +88,18 @@ def points(ingredients: Any, mode: str) -> str:
     Args:
         ingredients: the node of ``sweep.ingredients``.
         mode: ``without``: the whole recipe, and it without each in turn; ``only``: nothing of it,
-            and each alone.
+            and each alone that is something alone.
     """
-    names = list(_ingredients(ingredients))
+    known = _ingredients(ingredients)
+    names = list(known)
+    if mode == "only":
+        nothing = _last(_left_out(BARE, known))
+        names = [name for name in names if _last(_left_out(f"only_{name}", known)) != nothing]
+        if not names:
+            raise InputError(
+                "sweep.ingredients: none of them is anything alone, for each is left out with "
+                "another; give each overrides of its own"
+            )
     first = "null" if mode == "without" else BARE
     return ",".join([first, *(f"{mode}_{name}" for name in names)])
 
@@ -65,6 +116,17 @@ def _ingredients(node: Any) -> Mapping[str, Sequence[str]]:
             "sweep.ingredients: must be a list of overrides for each name, as in flip: "
             "[augment.transforms.flip=null]"
         )
+    for name, overrides in plain.items():
+        where = f"sweep.ingredients.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            raise InputError(f"{where}: must be called by letters, digits, _ and - alone")
+        if not overrides:
+            raise InputError(f"{where}: is empty; give the overrides that leave it out")
+        for override in overrides:
+            if re.split(r"[./]", key_of(override))[0] in _OF_NO_RECIPE:
+                raise InputError(
+                    f"{where}: {override} is no part of a recipe; give what is left out"
+                )
     return {str(name): value for name, value in plain.items()}
 
 

@@ -33,6 +33,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> InputError:
     text = str(error)
     if isinstance(error, InputError):
         return error
+    if match := re.search(r"InputError raised while resolving interpolation: (.+)", text):
+        return InputError(match.group(1))
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return InputError(
             f"{error.override}: must be key=value, without spaces around =; --help lists the keys"

@@ -25,6 +25,7 @@ class Worth:
         seconds: of the fit, likewise: what it costs.
         p: that the accuracy which judges is the same with and without it, Welch's; None without
             spread or a second run.
+        of_test: the test's accuracy judges.
         p_holm: corrected for all ingredients of the table.
     """
 
@@ -36,23 +37,26 @@ class Worth:
     seconds: Difference | None
     p: float | None
     p_holm: float | None
+    of_test: bool
 
     @property
     def verdict(self) -> str:
         """Whether it helps, by the corrected p."""
-        judged = self.held_out or self.test
+        judged = self.test if self.of_test else self.held_out
         if judged is None or self.p_holm is None:
             return "can't be told: give more seeds"
+        where = " (test)" if self.of_test and self.held_out is not None else ""
         if self.p_holm >= SIGNIFICANT:
-            return "not more than noise"
-        return "helps" if judged.mean > 0 else "harms"
+            return f"not more than noise{where}"
+        return f"{'helps' if judged.mean > 0 else 'harms'}{where}"
 
 
 def worths(ranking: Ranking) -> list[Worth]:
     """Of every ingredient that was left out of a recipe, or added to its bare remains.
 
     Most useful first. Accuracies of held-out images judge where all runs have them, those of the
-    test images otherwise; test-time augmentation is seen in the latter alone.
+    test images otherwise, and where the held-out ones are the same seed by seed: what changes
+    nothing of the training, as test-time augmentation, shows in the test alone.
     """
     by_value: dict[str | None, list[Group]] = {}
     for group in (*ranking.ranked, *ranking.unranked):
@@ -73,7 +77,9 @@ def worths(ranking: Ranking) -> list[Worth]:
         worth if worth.p is None else Worth(**{**vars(worth), "p_holm": next(corrected)})
         for worth in found
     ]
-    return sorted(complete, key=lambda w: (w.added, -(w.held_out or w.test or _NONE).mean))
+    return sorted(
+        complete, key=lambda w: (w.added, -((w.test if w.of_test else w.held_out) or _NONE).mean)
+    )
 
 
 _NONE = Difference(float("-inf"), None, None, None)
@@ -88,7 +94,8 @@ def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
     # pair: with the ingredient, and without it
     held_out = _difference(pair, "selection")
     test = _difference(pair, "test")
-    judged = held_out or test
+    of_test = held_out is None or _same_seed_by_seed(pair)
+    judged = test if of_test else held_out
     return Worth(
         name=name,
         added=added,
@@ -98,7 +105,14 @@ def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
         seconds=_difference(pair, "fit_s"),
         p=None if judged is None else judged.p,
         p_holm=None,
+        of_test=of_test,
     )
+
+
+def _same_seed_by_seed(pair: tuple[Group, Group]) -> bool:
+    first, second = ({str(run.seed): run.selection for run in g.counted} for g in pair)
+    common = first.keys() & second.keys()
+    return bool(common) and all(first[seed] == second[seed] for seed in common)
 
 
 def _difference(pair: tuple[Group, Group], name: str) -> Difference | None:

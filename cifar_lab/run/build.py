@@ -134,7 +134,7 @@ def build(
     _try_out(network, loss, cfg, data, kind)
     distillation = _distillation(resolved, data, kind)
     hard = _hard_examples(
-        cfg, resolved, data, kind, loss=loss, optimizer=optimizer, schedule=schedule
+        cfg, resolved, data, kind, network, loss=loss, optimizer=optimizer, schedule=schedule
     )
     try_optimizer(cfg, optimizer, network)
     channels_last = prepare(
@@ -277,6 +277,7 @@ def _try_network(
     *,
     name: str,
     advice: str = "",
+    alone: str | None = None,
 ) -> Tensor | None:
     """`trial.try_network` with images of every size that the data has."""
     from cifar_lab.training.trial import Expected, try_network
@@ -287,7 +288,7 @@ def _try_network(
         batch_size=data.batch_size,
         device=kind,
         precision=str(cfg.trainer.get("precision", "32-true")),
-        alone=_image_alone(cfg, data),
+        alone=_image_alone(cfg, data) if alone is None else alone,
     )
     outputs = try_network(network, expected, name=name, advice=advice)
     for _, side in data.augment.sizes[:-1]:
@@ -301,6 +302,7 @@ def _hard_examples(
     resolved: dict[str, Any],
     data: DataModule,
     kind: str,
+    network: nn.Module,
     *,
     loss: Any,
     optimizer: OptimizerFactory,
@@ -325,6 +327,7 @@ def _hard_examples(
         reason = f"trainer.precision={precision} scales the loss of one network; use bf16-mixed"
     if reason or isinstance(schedule, TorchSchedule):
         raise InputError(f"{where}.share={node['share']}: the proxy makes its own steps: {reason}")
+    _check_kept(network, cfg, data, kind, share=node["share"])
     model = {**resolved["model"], **node["proxy"]}
     try:
         check_target("model", model)
@@ -344,6 +347,30 @@ def _hard_examples(
         share=node["share"],
         every=node["every"],
     )
+
+
+def _check_kept(
+    network: nn.Module, cfg: DictConfig, data: DataModule, kind: str, *, share: float
+) -> None:
+    """Raises InputError where all images of a batch are kept, or one that is too few."""
+    from cifar_lab.training.hard_examples import kept
+
+    images, size = len(data.train_indices), data.batch_size
+    of_a_batch = min(size, images)
+    if 0 < share < 1 and kept(share, of_a_batch) == of_a_batch:
+        raise InputError(
+            f"hard_examples.share={share}: keeps all {of_a_batch} images of a batch; must be "
+            f"below {1 - 0.5 / of_a_batch:.4g}"
+        )
+    last = 0 if data.drop_last else images % size
+    for count in (of_a_batch, last):
+        if count and kept(share, count) == 1:
+            alone = (
+                f"hard_examples.share={share}: keeps one of a batch's {count} images; must be "
+                "larger for this network, or data.drop_last=true where that is the last batch"
+            )
+            name = f"model._target_={cfg.model['_target_']}"
+            _try_network(network, cfg, data, kind, name=name, alone=alone)
 
 
 def _try_smoothing(loss: Any, cfg: DictConfig, *, classes: int, mixes: bool) -> None:

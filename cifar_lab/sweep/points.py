@@ -88,9 +88,7 @@ def compose_point(composer: Composer, overrides: Sequence[str]) -> Point:
     if of_the_sweep := sorted(k for k in chosen if k == "sweep" or k.startswith("sweep.")):
         raise InputError(f"{of_the_sweep[0]}: belongs to the whole sweep; give it one value")
     try:
-        cfg = composer.compose(overrides)
-        if changed := with_ablation(cfg, overrides):
-            cfg = composer.compose(changed)
+        cfg = with_ablation(composer.compose, overrides)
         check_merged(cfg, overrides)
         resolved = run_config(cfg)
     except COMPOSING_RAISES as error:

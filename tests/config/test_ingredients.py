@@ -50,7 +50,7 @@ def test_what_was_typed_gives_way() -> None:
 
 
 def test_the_points_of_a_sweep_are_all_of_them_and_the_base() -> None:
-    ingredients = {"a": ["seed=1"], "b": ["seed=2"]}
+    ingredients = {"a": ["tta=none"], "b": ["model.width=2"]}
     assert points(ingredients, "without") == "null,without_a,without_b"
     assert points(ingredients, "only") == "bare,only_a,only_b"
 

@@ -64,7 +64,8 @@ def test_the_whole_recipe_is_held_against_itself_without_each(tmp_path: Path) ->
     flip, tta, drag = found.values()
     assert flip.held_out is not None
     assert flip.held_out.mean == pytest.approx(0.05)
-    assert (flip.verdict, tta.verdict, drag.verdict) == ("helps", "not more than noise", "harms")
+    verdicts = (flip.verdict, tta.verdict, drag.verdict)
+    assert verdicts == ("helps", "not more than noise (test)", "harms")
     assert flip.p is not None
     assert flip.p_holm == pytest.approx(3 * flip.p)
     assert flip.seconds is not None

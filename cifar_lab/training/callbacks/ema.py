@@ -17,13 +17,13 @@ class Ema(Averages, ChecksLayout):
     doi:10.1137/0330046; the form is that of arXiv:1703.01780.
 
     Args:
-        decay: in [0, 1); .99 looks about 100 steps back.
+        decay: in (0, 1); .99 looks about 100 steps back.
         start_step: optimizer steps before the average begins; it is the weights themselves so far.
     """
 
     def __init__(self, *, decay: float, start_step: int) -> None:
-        if not 0 <= decay < 1:
-            raise InputError(f"decay={decay}: must lie in [0, 1)")
+        if not 0 < decay < 1:
+            raise InputError(f"decay={decay}: must lie in (0, 1), e.g. 0.99")
         if start_step < 0:
             raise InputError(f"start_step={start_step}: must be at least 0")
         super().__init__(get_ema_multi_avg_fn(decay))

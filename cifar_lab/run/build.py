@@ -205,6 +205,7 @@ def _say_if_one_step(data: DataModule) -> None:
 
 def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) -> Init | None:
     """Gives the network the weights of ``init_from``; a checkpoint that a run goes on from wins."""
+    from cifar_lab.training.fit import show_data
     from cifar_lab.training.initial_weights import read, take_weights
 
     if (source := resolved.get("init_from")) is None:
@@ -217,6 +218,8 @@ def _begin_with(network: nn.Module, resolved: dict[str, Any], data: DataModule) 
             f"model._target_={target}"
         )
     found = read(source, offline=bool(resolved["data"].get("offline")))
+    # before they are taken: what a network makes of its images is for what they leave new
+    show_data(network, data)
     classes, strict = len(data.dataset.classes), resolved["init_strict"]
     try:
         taken = take_weights(network, found.tensors, classes=classes, strict=strict)

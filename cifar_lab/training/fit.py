@@ -129,7 +129,8 @@ def fit_and_test(
     classifier.train_on(multistep, graphed_step=GraphedStep if parts.cuda_graph else None)
     carried = _take_up(parts, run_dir, resume_from, overrides, report)
     if resume_from is None:
-        show_data(classifier.network, data)
+        if parts.init is None:  # else it was, before it took another's weights
+            show_data(classifier.network, data)
         if classifier.proxy is not None:
             show_data(classifier.proxy, data)
     with signals.deferred():

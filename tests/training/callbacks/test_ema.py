@@ -69,9 +69,9 @@ def test_before_it_begins_the_average_is_the_weights(
     late = (*EMA, f"callbacks.ema.start_step={steps - 1}", "monitors=none", shared)
     assert lab(*late, f"hydra.run.dir={tmp_path}/late")[0] == 0
     same(tmp_path / "none", tmp_path / "late")
-    stop_at(monkeypatch, 5)
-    assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 130
     assert lab(*late, f"hydra.run.dir={tmp_path}/cut")[0] == 0
     same(tmp_path / "none", tmp_path / "cut")
 

@@ -173,16 +173,14 @@ class Classifier(LightningModule):
                 },
             }
         scheduler = FactorSchedule(optimizer, self._schedule, layout.steps)
-        # several processes and a recorded step count on the gradients that there were at the start
-        if self.trainer.world_size == 1 and self._graphed_step_type is None:
-            self._ending = sorted(
-                (
-                    (end_of(group, layout.steps), group["params"])
-                    for group in optimizer.param_groups
-                    if "until" in group
-                ),
-                key=lambda ending: ending[0],
-            )
+        self._ending = sorted(
+            (
+                (end_of(group, layout.steps), group["params"])
+                for group in optimizer.param_groups
+                if "until" in group
+            ),
+            key=lambda ending: ending[0],
+        )
         if not self.automatic_optimization:  # Lightning warns that it ignores the interval then
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
         return {
@@ -312,7 +310,10 @@ class Classifier(LightningModule):
         """Computes no gradients any more of parameters whose share of the fit is over.
 
         Their rate is 0 from there on (`FactorSchedule`): the result is the same, at less work.
+        Several processes and a recorded step count on the gradients that there were at the start.
         """
+        if self.trainer.world_size > 1 or self._graphed_step_type is not None:
+            return
         while self._ending and self.global_step >= self._ending[0][0]:
             for parameter in self._ending.pop(0)[1]:
                 parameter.requires_grad_(False)
@@ -352,8 +353,13 @@ class Classifier(LightningModule):
         """Clips as Lightning does, and a fused optimizer's gradients under bf16-mixed too.
 
         Lightning refuses those (2.6.6, MixedPrecision.clip_gradients), for a fused step takes the
-        scaler's factor out itself, after the clipping; bfloat16 has no scaler.
+        scaler's factor out itself, after the clipping; bfloat16 has no scaler. Gradients of
+        parameters whose share of the fit is over have no part in the norm.
         """
+        for end, parameters in self._ending:
+            if self.global_step >= end:
+                for parameter in parameters:
+                    parameter.grad = None
         precision = self.trainer.precision_plugin
         if isinstance(precision, MixedPrecision) and precision.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")

@@ -133,6 +133,9 @@ class Muon(Optimizer):
 
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, dtype = group["lr"], _DTYPES[group["dtype"]]
+        ends = "until" in group  # with a rate of 0 from there on, and its weights stay
+        if ends and not isinstance(lr, Tensor) and lr == 0:
+            return
         # those of one shape at once: a small network's time goes into launching kernels
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter in parameters:
@@ -144,7 +147,10 @@ class Muon(Optimizer):
             for (parameter, _), step in zip(pairs, orthogonal, strict=True):
                 if group["normalize"]:
                     # what begins as zeros stays so until its first step
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp_min(_TINY))
+                    scale = len(parameter) ** 0.5 / parameter.norm().clamp_min(_TINY)
+                    if ends and isinstance(lr, Tensor):
+                        scale = torch.where(lr > 0, scale, torch.ones_like(scale))
+                    parameter.mul_(scale)
                 if group["weight_decay"]:
                     parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.sub_(step.view(parameter.shape) * lr)

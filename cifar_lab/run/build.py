@@ -363,7 +363,7 @@ def _check_kept(
     if 0 < share < 1 and kept(share, of_a_batch) == of_a_batch:
         raise InputError(
             f"hard_examples.share={share}: keeps all {of_a_batch} images of a batch; must be "
-            f"below {1 - 0.5 / of_a_batch:.4g}"
+            f"at most {1 - 1 / of_a_batch:.4g}"
         )
     last = 0 if data.drop_last else images % size
     for count in (of_a_batch, last):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.records.digest import config_digest
+from cifar_lab.run.build import build
 from tests.config.test_experiments import EXPERIMENTS
-from tests.conftest import TINY
+from tests.conftest import TINY, merged
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -26,6 +27,7 @@ class Deaf(nn.Module):
         return nn.functional.cross_entropy(logits, labels)
 
 
+SCHEDULE_FREE = ("optimizer=schedule_free", "callbacks=schedule_free", "scheduler=none")
 DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
 
 
@@ -34,8 +36,60 @@ DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
     [
         ((DEAF, "loss.label_smoothing=0.1"), "loss.label_smoothing=0.1: the loss is the same "),
         (
-            ("callbacks=ema", "callbacks.ema.start_step=16"),
-            "callbacks.ema.start_step=16: the fit ends after 16 optimizer steps, and there would ",
+            ("callbacks=ema", "callbacks.ema.start_step=15"),
+            "callbacks.ema.start_step=15: the fit ends after 16 optimizer steps, and there would "
+            "be no average; must be at most 14",
+        ),
+        (("callbacks=ema", "callbacks.ema.decay=0.0"), "callbacks.ema.decay=0.0: must lie in (0, "),
+        (
+            ("callbacks=sam", "callbacks.sam.start_fraction=0.97"),
+            "callbacks.sam.start_fraction=0.97: of 16 optimizer steps none would be made so",
+        ),
+        (
+            ("callbacks=sam", "trainer.precision=bf16-true"),
+            "callbacks.sam: its steps are lost where weights are rounded to half precision",
+        ),
+        (
+            ("callbacks=lookahead", "trainer.precision=bf16-true"),
+            "callbacks.lookahead: its steps are lost where weights are rounded to half precision",
+        ),
+        (
+            ("callbacks=lookahead", "trainer.val_check_interval=4"),
+            "trainer.val_check_interval=4: validates after every 4 optimizer steps, between ",
+        ),
+        (
+            (
+                "callbacks=lookahead",
+                *("trainer.val_check_interval=5", "trainer.check_val_every_n_epoch=null"),
+            ),
+            "trainer.val_check_interval=5: validates after every 5 optimizer steps, between ",
+        ),
+        (
+            ("callbacks=swa", "callbacks.swa.bn_images=1"),
+            "callbacks.swa.bn_images=1: must be at least 2, or null",
+        ),
+        (
+            ("+augment.sizes=[[0,16],[1,32]]", "trainer.max_steps=8"),
+            "augment.sizes: comes to images of 32 pixels in epoch 1, counted from 0, and trainer."
+            "max_steps=8 ends before",
+        ),
+        (
+            ("+augment.sizes=[[0,16],[2,32]]", "trainer.max_steps=100"),
+            "augment.sizes: comes to images of 32 pixels in epoch 2, counted from 0, and trainer."
+            "max_epochs=2 ends before",
+        ),
+        (
+            ("+optimizer.groups.all={parameters: '*', until: 0.5}",),
+            "optimizer.groups: each parameter is in a group that stops, the last one at until=0.5",
+        ),
+        (
+            (*SCHEDULE_FREE, "optimizer.warmup_steps=17"),
+            "optimizer.warmup_steps=17: the fit ends after 16 optimizer steps, and would never be ",
+        ),
+        ((*SCHEDULE_FREE, "optimizer.warmup_steps=-1"), "optimizer.warmup_steps=-1: must be at le"),
+        (
+            (*SCHEDULE_FREE, "+optimizer.groups.n={parameters: norms, momentum: 0.0}"),
+            "optimizer.momentum=0.0: must lie in (0, 1)",
         ),
         (
             ("scheduler=triangular", "scheduler.warmup_fraction=1.5"),
@@ -81,12 +135,38 @@ DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
 def test_it_is_refused(lab: Lab, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    if set(SCHEDULE_FREE) <= set(arguments):
+        pytest.importorskip("schedulefree")
     other = any(argument.startswith("model=") for argument in arguments)
     tiny = [argument for argument in TINY if not (other and argument.startswith("model"))]
     status, _, err = lab(*tiny, *arguments, f"hydra.run.dir={tmp_path}/run")
     assert (status, err.count("\n")) == (2, 1), err
     assert err.startswith(f"cifar_lab: {line}"), err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("callbacks=ema", "callbacks.ema.start_step=14"),
+        ("callbacks=sam", "callbacks.sam.start_fraction=0.96"),
+        ("callbacks=lookahead", "trainer.val_check_interval=5"),
+        ("callbacks=lookahead", "trainer.val_check_interval=3", "trainer.limit_val_batches=0"),
+        ("+augment.sizes=[[0,16],[1,32]]", "trainer.max_steps=9"),
+        ("+optimizer.groups.most={parameters: ['*.weight', norms], until: 0.5}",),
+        (*SCHEDULE_FREE, "optimizer.warmup_steps=16"),
+        # strengths that a sweep may begin with
+        ("loss.label_smoothing=0.0", "model.stochastic_depth=0.0", "trainer.gradient_clip_val=0.0"),
+        ("augment=strong", "augment.transforms.mixup.p=0.0", "augment.transforms.cutout.size=0"),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_what_can_act_is_built(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    if set(SCHEDULE_FREE) <= set(arguments):
+        pytest.importorskip("schedulefree")
+    selects = "callbacks.checkpoints.monitor=null"
+    cfg = compose(merged(*TINY, selects, *arguments))
+    build(cfg, run_config(cfg), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("tuned", "said"), [(201, True), (200, False), (12, True), (13, False)])

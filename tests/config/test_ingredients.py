@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from cifar_lab.config.compose import compose, run_config
@@ -10,10 +13,14 @@ from cifar_lab.config.validate import check
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest, deciding
 
+Lab = Callable[..., tuple[int, str, str]]
 EXPERIMENTS = ["speed94", "cnn_strong"]
+OTHERS = ["speed96", "resnet10_strong", "wrn_strong"]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [*EXPERIMENTS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_every_ingredient_can_be_left_out_and_changes_something(experiment: str) -> None:
     base = compose([f"experiment={experiment}"])
     whole = config_digest(run_config(base))
@@ -28,6 +35,9 @@ def test_every_ingredient_can_be_left_out_and_changes_something(experiment: str)
     assert len(set(found.values())) == len(found)
     assert str(sorted(deciding(run_config(base)).items())) not in found.values()
     check(compose([f"experiment={experiment}", "ablation=bare"]))
+    alone = points(base.sweep.ingredients, "only").split(",")[1:]
+    # an alternation of a flip that is left out is none
+    assert {f"only_{name}" for name in base.sweep.ingredients} - {*alone} <= {"only_alternation"}
 
 
 def test_without_ablation_the_digest_is_as_it_was() -> None:
@@ -61,11 +71,57 @@ def test_the_points_of_a_sweep_are_all_of_them_and_the_base() -> None:
         (["experiment=speed94", "ablation=without_flp"], "did you mean without_flip"),
         (["experiment=speed94", "ablation=flip"], "must be null, bare"),
         (["ablation=bare"], "sweep.ingredients: the configuration names none"),
+        (
+            ["experiment=speed94", "ablation=only_alternation"],
+            "ablation=only_alternation: is the same as bare",
+        ),
+        (
+            ["experiment=speed94", "tta=none", "ablation=without_tta"],
+            "ablation=without_tta: changes nothing: .* ~sweep.ingredients.tta takes it off",
+        ),
     ],
 )
 def test_what_there_is_not_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         compose(overrides)
+
+
+@pytest.mark.parametrize(
+    ("ingredient", "said"),
+    [
+        ("x: []", "sweep.ingredients.x: is empty"),
+        ("x: [monitors=none]", "ablation=without_x: changes nothing"),
+        ("x: [steps_per_call=abc]", "ablation=without_x: steps_per_call=abc: must be an integer"),
+        ("x: [loss.smothing=0]", "ablation=without_x: loss.smothing: unknown key"),
+        ("x: ['loss.label_smoothing=0,0.2']", "ablation=without_x: .*several values are a sweep"),
+        ("x: [seed=3]", "sweep.ingredients.x: seed=3 is no part of a recipe"),
+        ("x: [ablation=bare]", "sweep.ingredients.x: ablation=bare is no part of a recipe"),
+        ("x: [experiment=none]", "sweep.ingredients.x: experiment=none is no part"),
+        ("x: [hydra/launcher=basic]", "sweep.ingredients.x: hydra/launcher=basic is no part"),
+        ("x: [sweep.slots=1]", "sweep.ingredients.x: sweep.slots=1 is no part of a recipe"),
+        ("'a,b': [tta=none]", "sweep.ingredients.a,b: must be called by letters, digits"),
+    ],
+    ids=lambda value: value if ":" not in value else "",
+)
+def test_an_ingredient_of_ones_own_that_is_none_is_named(
+    tmp_path: Path, ingredient: str, said: str
+) -> None:
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    text = f"# @package _global_\nsweep:\n  ingredients:\n    {ingredient}\n"
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        compose(["experiment=mine", "ablation=without_x"])
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_left_out_together_is_nothing_alone(lab: Lab) -> None:
+    both = {"a": ["tta=none"], "b": ["tta=none"]}
+    with pytest.raises(InputError, match="none of them is anything alone"):
+        points(both, "only")
+    status, _, err = lab("-m", "sweep=add_one", "data=synthetic")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("cifar_lab: sweep.ingredients: the configuration names none")
 
 
 def test_callbacks_are_ingredients() -> None:

@@ -35,7 +35,14 @@ def test_the_difference_is_welch_s() -> None:
     assert difference([0.9, 0.9], [0.8, 0.8]).low == pytest.approx(0.1)
 
 
-def write(folder: Path, ablation: str | None, seed: int, accuracy: float) -> None:
+def write(
+    folder: Path,
+    ablation: str | None,
+    seed: int,
+    accuracy: float,
+    *,
+    held_out: float | None = None,
+) -> None:
     config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation}
     record = {
         "schema": 1,
@@ -43,7 +50,7 @@ def write(folder: Path, ablation: str | None, seed: int, accuracy: float) -> Non
         "config": config,
         "seed": seed,
         "data": {"name": "cifar10", "digest": "d", "official": True},
-        "metrics": {"test/acc": accuracy, "val/acc": accuracy - 0.01},
+        "metrics": {"test/acc": accuracy, "val/acc": held_out or accuracy - 0.01},
         "timings": {"fit_s": 10.0 + seed},
         "ended": f"2026-01-01T00:00:0{seed}+00:00",
     }
@@ -70,6 +77,23 @@ def test_the_whole_recipe_is_held_against_itself_without_each(tmp_path: Path) ->
     assert flip.p_holm == pytest.approx(3 * flip.p)
     assert flip.seconds is not None
     assert flip.seconds.mean == 0
+
+
+def test_what_trains_alike_is_judged_by_the_test(tmp_path: Path) -> None:
+    tested = {"views": [0.95, 0.951, 0.952], "without": [0.93, 0.931, 0.933]}
+    for seed in range(3):
+        write(tmp_path, None, seed, tested["views"][seed], held_out=0.9 + 0.001 * seed)
+        write(tmp_path, "without_tta", seed, tested["without"][seed], held_out=0.9 + 0.001 * seed)
+        write(tmp_path, "without_flip", seed, 0.99, held_out=0.8 + 0.001 * seed)
+    groups, _ = group(Reader(tmp_path).read().runs)
+    flip, tta = worths(rank(groups)[0])
+    theirs = stats.ttest_ind(*tested.values(), equal_var=False).pvalue
+    assert tta.p == pytest.approx(float(theirs))
+    assert (flip.name, flip.verdict) == (
+        "flip",
+        "helps",
+    )  # by the held-out images, whatever the test
+    assert (tta.name, tta.verdict) == ("tta", "helps (test)")
 
 
 def test_alone_is_held_against_nothing(tmp_path: Path) -> None:

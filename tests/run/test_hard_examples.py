@@ -200,3 +200,56 @@ def test_what_can_t_choose_is_one_line(tmp_path: Path) -> None:
             build(cfg, run_config(cfg), tmp_path / "unused")
         assert message in str(error.value), arguments
         assert "\n" not in str(error.value)
+
+
+def test_images_are_ranked_by_the_run_s_own_loss() -> None:
+    images, labels = batches(1)[0]
+    weight = torch.tensor([1.0, 0.01, 5.0, 1.0, 0.1])
+    losses: list[nn.Module] = [nn.CrossEntropyLoss(weight=weight), nn.MultiMarginLoss(margin=3.0)]
+    for loss in losses:
+        proxy = network()
+        proxy(images)
+        hard = proxy_of(proxy, loss=loss, share=0.25)
+        hard.start(torch.device("cpu"), 3)
+        twin = copy.deepcopy(proxy).train()
+        each = torch.stack(
+            [loss_of(loss, row, label) for row, label in zip(twin(images), labels, strict=True)]
+        )
+        expected = each.topk(5).indices.sort().values
+        kept, _ = hard.choose((images, labels))
+        assert torch.equal(kept, images[expected])
+        assert loss.reduction == "mean"
+
+
+def loss_of(loss: nn.Module, row: Tensor, label: Tensor) -> Tensor:
+    # a weighted mean of one has no weight
+    weight = getattr(loss, "weight", None)
+    value: Tensor = loss(row[None], label[None])
+    return value if weight is None else value * weight[label]
+
+
+def test_a_loss_of_whole_batches_alone_ranks_nothing() -> None:
+    with pytest.raises(InputError, match="ranks images by their own losses, and function has no"):
+        proxy_of(network(), loss=F.cross_entropy)
+
+
+def test_as_many_images_as_there_are_is_no_choice(tmp_path: Path) -> None:
+    _, proxy, _ = HARD
+    for share, message in (
+        ("0.99", "hard_examples.share=0.99: keeps all 25 images of a batch; must be at most "),
+        ("0.96", None),
+        ("0.02", "hard_examples.share=0.02: keeps one of a batch's 25 images; must be larger"),
+    ):
+        arguments = [*SMALL, "data.drop_last=true", f"hard_examples.share={share}", proxy]
+        if share == "0.02":  # maps of 1x1, of which one image has no variance
+            arguments = [a for a in arguments if not a.startswith(("model", "hard_examples.p"))]
+            arguments += ["model=resnet10", "model.num_blocks=[1,1,1,1,1,1]", "model.width=4"]
+            arguments += ["hard_examples.proxy={width: 2}"]
+        cfg = compose(merged(*arguments))
+        if message is None:
+            build(cfg, run_config(cfg), tmp_path / "unused")
+            continue
+        with pytest.raises(InputError) as error:
+            build(cfg, run_config(cfg), tmp_path / "unused")
+        assert str(error.value).startswith(message)
+        assert "\n" not in str(error.value)

@@ -453,3 +453,27 @@ def test_only_the_classes_may_differ_in_a_head() -> None:
     with pytest.raises(InputError, match="nothing fits"):
         take_weights(network, {"weight": torch.ones(9, 4)}, classes=7, strict=False)
     assert equal(network.state_dict(), own)
+
+
+def test_filters_that_were_taken_are_not_made_of_the_images_anew(lab: Lab, tmp_path: Path) -> None:
+    speed = (
+        *(a for a in BASE if not a.startswith("model")),
+        *("model=speednet", "model.widths=[4,4,4]", "trainer.max_steps=2"),
+    )
+    first, frozen, deeper = (tmp_path / name for name in ("first", "frozen", "deeper"))
+    assert lab(*speed, f"hydra.run.dir={first}")[0] == 0
+    other = (f"init_from={first}", "data.data_seed=5", "data.normalization=half")
+    assert lab(*speed, *other, "freeze=[whiten.*]", f"hydra.run.dir={frozen}")[0] == 0
+    name = "network.whiten.weight"
+    assert torch.equal(weights(frozen)[name], weights(first)[name])
+    # what is new is made of the images, as without other weights
+    state = {n: t for n, t in of_last(first).items() if not n.startswith("whiten")}
+    save_file(state, tmp_path / "rest.safetensors")
+    part = (f"init_from={tmp_path}/rest.safetensors", "init_strict=false")
+    assert lab(*speed, *part, f"hydra.run.dir={deeper}")[0] == 0
+    assert torch.equal(weights(deeper)[name], weights(first)[name])
+
+
+def of_last(run: Path) -> dict[str, Tensor]:
+    state = {name.removeprefix("network."): tensor for name, tensor in weights(run).items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}

@@ -174,3 +174,23 @@ def test_a_run_that_goes_on_comes_to_the_same_weights(
     assert record_of(tmp_path / "parts")["resumed"]
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][name]), name
+
+
+def test_a_matrix_of_zeros_learns() -> None:
+    zeros = nn.Parameter(torch.zeros(4, 6))
+    zeros.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    Muon([zeros], **(SETTINGS | {"normalize": True})).step()
+    assert torch.isfinite(zeros).all()
+    assert (zeros != 0).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0)], ids=["number", "on the device"])
+def test_where_it_is_over_for_a_group_its_weights_stay(rate: Any) -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 6))  # of another norm than a step would give it
+    before = weight.detach().clone()
+    optimizer = Muon([{"params": [weight], "until": 0.5}], **(SETTINGS | {"normalize": True}))
+    optimizer.param_groups[0]["lr"] = rate
+    weight.grad = torch.randn(4, 6)
+    optimizer.step()
+    assert torch.equal(weight, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,8 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from cifar_lab.errors import InputError
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.optimizers import OptimizerFactory, roles
-from tests.conftest import TINY, record_of
+from tests.conftest import TINY, environment, merged, record_of
+from tests.support.runs import SMALL, weights
 
 Lab = Callable[..., tuple[int, str, str]]
 NO_DECAY = {"plain": {"parameters": ["norms", "biases"], "weight_decay": 0.0}}
@@ -254,3 +257,21 @@ def test_until_is_a_share_of_the_fit(lab: Lab, tmp_path: Path, until: str) -> No
     status, _, err = lab(*TINY, EARLY.replace("0.5", until))
     assert status == 2
     assert f"optimizer.groups.early.until={until}" in err
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_two_processes_clip_what_one_does_after_a_group_has_ended(lab: Lab, tmp_path: Path) -> None:
+    arguments = (
+        *(a for a in SMALL if not a.startswith("callbacks")),
+        *("callbacks=checkpoints", "model.dropout=0.0", "data.val_size=0"),
+        "+optimizer.groups.early={parameters: 'classifier.*', until: 0.3}",
+        "trainer.gradient_clip_val=0.1",
+    )
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/one")[0] == 0
+    two = ("trainer=ddp", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}/two")
+    command = (sys.executable, "-m", "cifar_lab", *merged(*arguments, *two))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-4, atol=1e-6)

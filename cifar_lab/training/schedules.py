@@ -56,7 +56,7 @@ def cosine(step: int, total_steps: int, *, warmup_fraction: float, final_factor:
     warmup = warmup_fraction * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total_steps - warmup)
+    progress = (step - warmup) / (total_steps - warmup)
     return final_factor + (1 - final_factor) * _half_cosine(progress)
 
 
@@ -85,7 +85,7 @@ def triangular(
     peak = warmup_fraction * total_steps
     if step < peak:
         return initial_factor + (1 - initial_factor) * step / peak
-    progress = (step - peak) / max(1.0, total_steps - peak)
+    progress = (step - peak) / (total_steps - peak)
     return 1 + (final_factor - 1) * progress
 
 
@@ -115,8 +115,8 @@ def warmup_stable_decay(
     warmup, decay = warmup_fraction * total_steps, decay_fraction * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    progress = (step - (total_steps - decay)) / max(1.0, decay)
-    return 1 + (final_factor - 1) * max(0.0, progress)
+    progress = (step - (total_steps - decay)) / decay
+    return 1 + (final_factor - 1) * min(1.0, max(0.0, progress))
 
 
 def one_cycle(
@@ -140,7 +140,7 @@ def one_cycle(
     last = total_steps - 1
     if step <= peak:
         return 1 + (initial_factor - 1) * _half_cosine(step / peak if peak > 0 else 1.0)
-    progress = (step - peak) / max(1.0, last - peak)
+    progress = (step - peak) / (last - peak)
     return final_factor + (1 - final_factor) * _half_cosine(progress)
 
 

@@ -43,6 +43,12 @@ def timm_network(
 
         known = timm.list_models()
         raise InputError(f"name={name}: timm has no such network{suggestion(name, known)}")
+    architecture, dot, weights = name.partition(".")
+    if dot:
+        raise InputError(
+            f"name={name}: {weights} names trained weights, and a network of timm begins "
+            f"untrained; give name={architecture}"
+        )
     given = options or {}
     # of files and addresses none: a record names options too, and init_from says what it reads
     files = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")

@@ -518,6 +518,7 @@ def _check_selection(config: dict[str, Any]) -> None:
 
 def _check_interval(trainer: Trainer, data: DataModule) -> None:
     # validation within the epoch, as it was asked for
+    from cifar_lab.training.callbacks.ema import Ema
     from cifar_lab.training.callbacks.lookahead import Lookahead
     from cifar_lab.training.lightning_internals import callbacks_of
     from cifar_lab.training.steps.multistep import limited, validates_within_epochs
@@ -546,10 +547,12 @@ def _check_interval(trainer: Trainer, data: DataModule) -> None:
                 else f"must be a multiple of it ({every} batches here)"
             )
         )
-    if not (trainer.limit_val_batches and data.held_out):
+    callbacks = callbacks_of(trainer)
+    looks = trainer.limit_val_batches and data.held_out
+    if not looks or any(isinstance(callback, Ema) for callback in callbacks):  # its average is seen
         return
     steps, per_epoch = every // accumulated, -(-batches // accumulated)
-    for callback in callbacks_of(trainer):
+    for callback in callbacks:
         if not isinstance(callback, Lookahead):
             continue
         follows = callback.every_steps

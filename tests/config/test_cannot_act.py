@@ -152,6 +152,7 @@ def test_it_is_refused(lab: Lab, tmp_path: Path, arguments: tuple[str, ...], lin
         ("callbacks=sam", "callbacks.sam.start_fraction=0.96"),
         ("callbacks=lookahead", "trainer.val_check_interval=5"),
         ("callbacks=lookahead", "trainer.val_check_interval=3", "trainer.limit_val_batches=0"),
+        ("callbacks=[lookahead,ema]", "trainer.val_check_interval=3"),
         ("+augment.sizes=[[0,16],[1,32]]", "trainer.max_steps=9"),
         ("+optimizer.groups.most={parameters: ['*.weight', norms], until: 0.5}",),
         (*SCHEDULE_FREE, "optimizer.warmup_steps=16"),

@@ -168,6 +168,11 @@ def test_networks_of_several_kinds_give_a_logit_for_each_class(name: str, small_
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            {"name": "resnet18.a1_in1k"},
+            "name=resnet18.a1_in1k: a1_in1k names trained weights, and a network of timm begins "
+            "untrained; give name=resnet18",
+        ),
         ({"name": "resnet19"}, "name=resnet19: timm has no such network (did you mean resnet1"),
         ({"name": "vit_tiny_patch16_224"}, "small_stem=true: vit_tiny_patch16_224 has no first"),
         ({"options": {"num_classes": 3}}, "options.num_classes"),

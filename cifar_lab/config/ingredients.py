@@ -116,9 +116,10 @@ def _ingredients(node: Any) -> Mapping[str, Sequence[str]]:
             "sweep.ingredients: must be a list of overrides for each name, as in flip: "
             "[augment.transforms.flip=null]"
         )
-    for name, overrides in plain.items():
+    ingredients = {str(name): value for name, value in plain.items()}
+    for name, overrides in ingredients.items():
         where = f"sweep.ingredients.{name}"
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise InputError(f"{where}: must be called by letters, digits, _ and - alone")
         if not overrides:
             raise InputError(f"{where}: is empty; give the overrides that leave it out")
@@ -127,7 +128,7 @@ def _ingredients(node: Any) -> Mapping[str, Sequence[str]]:
                 raise InputError(
                     f"{where}: {override} is no part of a recipe; give what is left out"
                 )
-    return {str(name): value for name, value in plain.items()}
+    return ingredients
 
 
 def _is_list_of_text(value: Any) -> bool:

@@ -52,14 +52,8 @@ def schedule_free_adamw(
 def _checked(optimizer: Optimizer) -> Optimizer:
     # the package looks at some of the defaults, and at no group's own
     for group in optimizer.param_groups:
-        name, beta = (
-            ("momentum", group.get("momentum"))
-            if "momentum" in group
-            else (
-                "betas[0]",
-                group["betas"][0],
-            )
-        )
+        name = "momentum" if "momentum" in group else "betas[0]"
+        beta = group["momentum"] if "momentum" in group else group["betas"][0]
         if not 0 < beta < 1:
             raise InputError(f"{name}={beta}: must lie in (0, 1): the average is taken with it")
         if group["warmup_steps"] < 0:

@@ -59,6 +59,10 @@ class ChecksLayout:
     def check_layout(self, trainer: Trainer, layout: Layout) -> None:
         """Raises InputError, with the name of its argument before, where it can't act."""
 
+    def had_no_part(self, trainer: Trainer, layout: Layout) -> str | None:
+        """Of a fit that is over, perhaps before its time: what it would have done and didn't."""
+        return None
+
 
 def layout_of(trainer: Trainer, loader: EpochLoader | None = None) -> Layout:
     """The layout by the trainer's settings and its data's, as they are now.
@@ -250,6 +254,23 @@ class WatchLayout(Callback, SupportsMultistep):
                 "steps",
                 f"{trainer.global_step} optimizer steps instead of the {self.planned.steps} that "
                 "the learning rates are laid out for",
+            )
+        for callback in callbacks_of(trainer):
+            if not isinstance(callback, ChecksLayout):
+                continue
+            if reason := callback.had_no_part(trainer, self.planned):
+                self._say(
+                    type(callback).__name__,
+                    f"{reason}: the fit ended after {trainer.global_step} of "
+                    f"{self.planned.steps} optimizer steps",
+                )
+        sizes = datamodule_of(trainer).augment.sizes
+        epochs = -(-trainer.global_step // self.planned.steps_per_epoch)
+        if sizes and epochs <= sizes[-1][0]:
+            self._say(
+                "sizes",
+                f"images of {sizes[-1][1]} pixels, which are tested, were never trained on: the "
+                f"fit ended in epoch {epochs}, and they come with epoch {sizes[-1][0] + 1}",
             )
         if not _keeps_averages(trainer) and not _same(self._last, fingerprint(pl_module)):
             self.changed_at_the_end = True

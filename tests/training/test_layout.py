@@ -16,7 +16,7 @@ from cifar_lab.errors import InputError
 from cifar_lab.run import compatibility
 from cifar_lab.training import layout
 from cifar_lab.training.callbacks.ema import Ema
-from tests.conftest import record_of
+from tests.conftest import TINY, record_of
 from tests.support.runs import SMALL, stop_at
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -336,6 +336,29 @@ def test_stopped_early_the_record_has_both_lengths(lab: Lab, tmp_path: Path) -> 
     record = record_of(tmp_path / "run")
     assert (record["steps"], record["steps_planned"], record["departures"]) == (16, 40, [])
     assert "2 epochs, 16 of 40 steps" in out
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_stopped_early_what_had_no_part_is_on_record(
+    lab: Lab, tmp_path: Path, average: str
+) -> None:
+    start = {"ema": "callbacks.ema.start_step=16", "swa": "callbacks.swa.start_fraction=0.5"}
+    status, _, err = lab(
+        *(*TINY, f"callbacks=[early_stopping,sam,{average}]", start[average]),
+        *("callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=1"),
+        *("callbacks.sam.start_fraction=0.4", "+augment.sizes=[[0,16],[2,32]]"),
+        *("trainer.max_epochs=5", f"hydra.run.dir={tmp_path}/run"),
+    )
+    assert status == 0, err
+    record = record_of(tmp_path / "run")
+    end = "the fit ended after 16 of 40 optimizer steps"
+    assert sorted(record["departures"]) == [
+        "images of 32 pixels, which are tested, were never trained on: the fit ended in epoch 2, "
+        "and they come with epoch 3",
+        f"no step was sharpness-aware: {end}",
+        f"no weights were averaged: {end}",
+    ]
+    assert err.count("not as asked: ") == err.count("\n") == 3
 
 
 def test_weights_are_told_by_their_bits_wherever_and_however_they_lie() -> None:

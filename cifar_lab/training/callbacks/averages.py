@@ -123,6 +123,10 @@ class Averages(WeightAveraging, SupportsMultistep):
         self._follow(pl_module)
         super().on_train_end(trainer, pl_module)
 
+    def averaged_none(self) -> bool:
+        """Whether the average is the weights themselves so far."""
+        return not self._count
+
     def _follow(self, module: LightningModule) -> None:
         # before the average begins it is the weights; Lightning's is the untrained network so far
         if not self._count:

@@ -37,6 +37,10 @@ class Ema(Averages, ChecksLayout):
                 f"steps, and there would be no average; must be at most {max(0, layout.steps - 2)}"
             )
 
+    def had_no_part(self, trainer: Trainer, layout: Layout) -> str | None:
+        """The fit ended before the first average."""
+        return "no weights were averaged" if self.averaged_none() else None
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step from ``start_step`` on; ``step_idx`` counts from 0."""
         return step_idx is not None and step_idx >= self._start_step

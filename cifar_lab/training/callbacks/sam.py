@@ -51,6 +51,11 @@ class Sam(Callback, ChecksLayout):
                 "would be made so; begin earlier, or leave the callback out"
             )
 
+    def had_no_part(self, trainer: Trainer, layout: Layout) -> str | None:
+        """The fit ended before the first step of this kind."""
+        late = trainer.global_step <= self._first(layout)
+        return "no step was sharpness-aware" if late else None
+
     def _first(self, layout: Layout) -> int:
         return round(self._start_fraction * layout.steps)
 

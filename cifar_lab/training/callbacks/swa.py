@@ -117,6 +117,10 @@ class Swa(WithoutStatistics, ChecksLayout):
         if stage == "fit":
             self._is_due = self._due(layout_of(trainer))
 
+    def had_no_part(self, trainer: Trainer, layout: Layout) -> str | None:
+        """The fit ended before the first average."""
+        return "no weights were averaged" if self.averaged_none() else None
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After the steps that are laid out; ``step_idx`` counts from 0."""
         return step_idx is not None and self._is_due(step_idx + 1)

@@ -67,8 +67,19 @@ def with_ablation(
 
 
 def _last(left_out: Sequence[str]) -> dict[str, str]:
-    """By key, the overrides that count."""
-    last = {key_of(override): override for override in normalized(left_out)}
+    """By key, the overrides that count.
+
+    Raises:
+        InputError: two of them give one key different values.
+    """
+    last: dict[str, str] = {}
+    for override in normalized(left_out):
+        before = last.setdefault(key_of(override), override)
+        if before != override:
+            raise InputError(
+                f"sweep.ingredients: {before} and {override} are left out together, and are two "
+                "values for one key; give both ingredients the same"
+            )
     # what lies below a part that is left out itself goes with it
     gone = tuple(f"{key}." for key, override in last.items() if override.endswith("=null"))
     return {key: override for key, override in last.items() if not key.startswith(gone)}

@@ -160,7 +160,7 @@ class RandomCrop(Transform):
 
 @final
 class Cutout(Transform):
-    """Sets a `size` x `size` square to the channel mean.
+    """Sets a `size` x `size` square to 0 once normalized: to what normalization takes for the mean.
 
     Its centre is any pixel, so that it may reach over the edge (arXiv:1708.04552); with `inside`
     it lies anywhere within the image, and always blanks as much (arXiv:2404.00498).

@@ -94,6 +94,10 @@ def test_what_there_is_not_is_refused(overrides: list[str], said: str) -> None:
         ("x: [steps_per_call=abc]", "ablation=without_x: steps_per_call=abc: must be an integer"),
         ("x: [loss.smothing=0]", "ablation=without_x: loss.smothing: unknown key"),
         ("x: ['loss.label_smoothing=0,0.2']", "ablation=without_x: .*several values are a sweep"),
+        (
+            "x: [loss.label_smoothing=0.1, loss.label_smoothing=0.2]",
+            "loss.label_smoothing=0.1 and loss.label_smoothing=0.2 are left out together, and are ",
+        ),
         ("x: [seed=3]", "sweep.ingredients.x: seed=3 is no part of a recipe"),
         ("x: [ablation=bare]", "sweep.ingredients.x: ablation=bare is no part of a recipe"),
         ("x: [experiment=none]", "sweep.ingredients.x: experiment=none is no part"),

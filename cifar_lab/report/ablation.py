@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cifar_lab.records.digest import changes_no_result
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group
 from cifar_lab.report.statistics import SIGNIFICANT, Difference, difference, holm
@@ -58,20 +59,13 @@ def worths(ranking: Ranking) -> list[Worth]:
     test images otherwise, and where the held-out ones are the same seed by seed: what changes
     nothing of the training, as test-time augmentation, shows in the test alone.
     """
-    by_value: dict[str | None, list[Group]] = {}
-    for group in (*ranking.ranked, *ranking.unranked):
-        by_value.setdefault(_value(group), []).append(group)
-    if any(len(groups) > 1 for groups in by_value.values()):
-        return []  # more than the ingredients varies: no two groups are a pair
-    one = {value: groups[0] for value, groups in by_value.items()}
     found = []
-    for value, group in one.items():
-        mode, _, name = (value or "").partition("_")
-        whole = one.get(None if mode == "without" else BARE)
-        if mode not in ("without", "only") or whole is None:
-            continue
-        pair = (whole, group) if mode == "without" else (group, whole)
-        found.append(_worth(name, pair, added=mode == "only"))
+    for group in _ablated(ranking):
+        whole = _partner(group, ranking)
+        if whole is not None:
+            mode, _, name = str(_value(group)).partition("_")
+            pair = (whole, group) if mode == "without" else (group, whole)
+            found.append(_worth(name, pair, added=mode == "only"))
     corrected = iter(holm([worth.p for worth in found if worth.p is not None]))
     complete = [
         worth if worth.p is None else Worth(**{**vars(worth), "p_holm": next(corrected)})
@@ -83,6 +77,43 @@ def worths(ranking: Ranking) -> list[Worth]:
 
 
 _NONE = Difference(float("-inf"), None, None, None)
+
+
+def unpaired(ranking: Ranking) -> list[Group]:
+    """Of the ablated configurations those that nothing can be held against."""
+    return [group for group in _ablated(ranking) if _partner(group, ranking) is None]
+
+
+def _ablated(ranking: Ranking) -> list[Group]:
+    groups = (*ranking.ranked, *ranking.unranked)
+    return [g for g in groups if str(_value(g)).startswith(("without_", "only_"))]
+
+
+def _partner(group: Group, ranking: Ranking) -> Group | None:
+    """The recipe as it is, or bare; None where that isn't one configuration typed alike.
+
+    A record says what was left out, and not by which settings: two recipes differ in those too.
+    """
+    wanted = None if str(_value(group)).startswith("without_") else BARE
+    own = _recipes(group)
+    groups = [g for g in (*ranking.ranked, *ranking.unranked) if own & _recipes(g)]
+    alike = [g for g in groups if _value(g) == _value(group)]
+    partners = [g for g in groups if _value(g) == wanted]
+    return partners[0] if len(partners) == len(alike) == 1 else None
+
+
+def _recipes(group: Group) -> set[frozenset[str]]:
+    """What was typed of the recipe, in any of the runs."""
+    return {
+        frozenset(override for override in run.overrides if not _is_of_no_recipe(override))
+        for run in group.runs
+    }
+
+
+def _is_of_no_recipe(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0]
+    of_none = key in (KEY, "seed", "resume") or key.startswith("hydra")
+    return of_none or (changes_no_result(key) and key != "sweep")  # whose presets set more
 
 
 def _value(group: Group) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cifar_lab.errors import listed
 from cifar_lab.records.record import Start
+from cifar_lab.report.ablation import unpaired
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group, text_of
 from cifar_lab.report.read import Run
@@ -52,6 +53,11 @@ def notes(groups: Sequence[Group], rankings: Sequence[Ranking]) -> list[str]:
     for ranking in rankings:
         prefix = f"{ranking.data_name}: " if len(rankings) > 1 else ""
         found += [prefix + note for note in (*_provenance(ranking), *_images(ranking))]
+        if alone := [group.label for group in unpaired(ranking)]:
+            found.append(
+                f"{prefix}not in the table of ingredients, for want of one configuration with, or "
+                f"without, them that was typed alike: {_list(alone)}"
+            )
     return found
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import rank
 from cifar_lab.report.groups import group
+from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Reader
 from cifar_lab.report.statistics import difference, holm
 
@@ -42,19 +43,22 @@ def write(
     accuracy: float,
     *,
     held_out: float | None = None,
+    typed: tuple[str, ...] = (),
 ) -> None:
     config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation}
+    config |= {"typed": list(typed)}  # whatever it sets
     record = {
         "schema": 1,
         "status": "finished",
         "config": config,
         "seed": seed,
+        "overrides": [f"ablation={ablation}", f"seed={seed}", "data.root=a.zip", *typed],
         "data": {"name": "cifar10", "digest": "d", "official": True},
         "metrics": {"test/acc": accuracy, "val/acc": held_out or accuracy - 0.01},
         "timings": {"fit_s": 10.0 + seed},
         "ended": f"2026-01-01T00:00:0{seed}+00:00",
     }
-    run = folder / f"{ablation}-{seed}"
+    run = folder / f"{ablation}-{seed}-{'-'.join(typed)}"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps(record))
 
@@ -112,3 +116,26 @@ def test_other_runs_have_no_such_table(tmp_path: Path) -> None:
         write(tmp_path, None, seed, 0.9)
     groups, _ = group(Reader(tmp_path).read().runs)
     assert worths(rank(groups)[0]) == []
+
+
+def test_recipes_are_held_against_themselves_alone(tmp_path: Path) -> None:
+    one, other = ("experiment=one",), ("experiment=other",)
+    for seed in range(2):
+        write(tmp_path, None, seed, 0.9, typed=one)
+        write(tmp_path, "without_flip", seed, 0.8, typed=one)
+        write(tmp_path, "without_crop", seed, 0.5, typed=other)  # of a recipe that isn't there
+        write(tmp_path, "only_flip", seed, 0.6, typed=one)  # nor is this one, bare
+    groups, _ = group(Reader(tmp_path).read().runs)
+    rankings = rank(groups)
+    assert [worth.name for worth in worths(rankings[0])] == ["flip"]
+    (said,) = [note for note in notes(groups, rankings) if "table of ingredients" in note]
+    assert said.count("without_crop") == said.count("only_flip") == 1
+    # two recipes, each by itself
+    for seed in range(2):
+        write(tmp_path, None, seed, 0.7, typed=other)
+    groups, _ = group(Reader(tmp_path).read().runs)
+    found = {worth.name: worth.test for worth in worths(rank(groups)[0])}
+    assert found["flip"] is not None
+    assert found["crop"] is not None
+    assert found["flip"].mean == pytest.approx(0.1)
+    assert found["crop"].mean == pytest.approx(0.2)

@@ -124,6 +124,8 @@ def _refused(key: str, *said: str) -> InputError:
     given = f"={typed[0]}" if typed else ""
     if "Cannot merge DictConfig with ListConfig" in reason:
         reason = "must be keys and their values, as {a: 1}, and no list"
+    if "is not Optional" in reason:
+        reason = "must have a value; leave it out for the default"
     return InputError(f"{key}{given}: {first_line(reason)}")
 
 

@@ -113,6 +113,9 @@ DEAF = "loss._target_=tests.config.test_cannot_act.Deaf"
             "freeze=stem.1.running_mean: fits statistics alone",
         ),
         (("freeze=[*]",), "freeze=*: nothing is left to train"),
+        (("tta=null",), "tta=null: must have a value; leave it out for the default"),
+        (("matmul_precision=null",), "matmul_precision=null: must have a value; leave it out for "),
+        (("matmul_precision=low",), "matmul_precision=low: Invalid value 'low', expected one of "),
         (("tta=flop",), "tta=flop: must be none, flip, flip+shift"),
         (
             ("model=cnn", "+model.stochastic_depth=0.1"),

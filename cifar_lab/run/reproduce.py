@@ -28,9 +28,10 @@ from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, de
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.files import expanded
 from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise, record_of
-from cifar_lab.run.build import build, device_name
+from cifar_lab.run.build import build
 from cifar_lab.run.load import read_ended, tested_checkpoint
 from cifar_lab.run.run import Request, run
+from cifar_lab.run.trainer import device_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

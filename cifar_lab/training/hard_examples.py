@@ -66,7 +66,7 @@ class HardExamples:
         self._loss = loss
         self._smoothing = float(getattr(loss, "label_smoothing", 0.0))
         self._make_optimizer, self._factor = optimizer, schedule
-        self._share, self._every = share, every
+        self.share, self._every = share, every
         self._batches = 0
         self._optimizer: Optimizer | None = None
         self._schedule: FactorSchedule | None = None
@@ -113,7 +113,7 @@ class HardExamples:
             losses = F.cross_entropy(
                 wide, targets, reduction="none", label_smoothing=self._smoothing
             )
-            rows = losses.topk(max(1, round(self._share * len(images)))).indices.sort().values
+            rows = losses.topk(max(1, round(self.share * len(images)))).indices.sort().values
         if steps:
             loss = self._loss(wide[rows], targets[rows])
             self._optimizer.zero_grad()

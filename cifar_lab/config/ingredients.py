@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lab.config.messages import suggestion
-from cifar_lab.config.overrides import key_of, normalized
+from cifar_lab.config.overrides import normalized
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import key_of
 
 BARE = "bare"
 

@@ -10,6 +10,8 @@ from cifar_lab.report.statistics import SIGNIFICANT, Difference, difference, hol
 
 KEY = "ablation"
 BARE = "bare"
+# What the test does and a validation doesn't: held-out accuracies know nothing of it.
+_OF_THE_TEST = frozenset({"tta"})
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Worth:
         name: of the ingredient.
         added: it was added to nothing (``only_NAME``), and not left out (``without_NAME``).
         n: runs with it, and without it.
-        held_out: accuracy with it minus that without it (a fraction); None: nothing was held out.
+        held_out: accuracy with it minus that without it (a fraction); None: nothing was held out,
+            or the ingredient acts in the test alone.
         test: the same of the test images.
         seconds: of the fit, likewise: what it costs.
         p: that the accuracy which judges is the same with and without it, Welch's; None without
@@ -52,7 +55,7 @@ def worths(ranking: Ranking) -> list[Worth]:
     """Of every ingredient that was left out of a recipe, or added to its bare remains.
 
     Most useful first. Accuracies of held-out images judge where all runs have them, those of the
-    test images otherwise; test-time augmentation is seen in the latter alone.
+    test images otherwise, and of what acts there alone, as test-time augmentation does.
     """
     by_value: dict[str | None, list[Group]] = {}
     for group in (*ranking.ranked, *ranking.unranked):
@@ -86,7 +89,7 @@ def _value(group: Group) -> str | None:
 
 def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
     # pair: with the ingredient, and without it
-    held_out = _difference(pair, "selection")
+    held_out = None if _acts_in_the_test_alone(pair) else _difference(pair, "selection")
     test = _difference(pair, "test")
     judged = held_out or test
     return Worth(
@@ -99,6 +102,12 @@ def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
         p=None if judged is None else judged.p,
         p_holm=None,
     )
+
+
+def _acts_in_the_test_alone(pair: tuple[Group, Group]) -> bool:
+    one, other = (group.runs[0].settings for group in pair)
+    differ = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    return {KEY} < differ <= {KEY} | _OF_THE_TEST
 
 
 def _difference(pair: tuple[Group, Group], name: str) -> Difference | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,7 +91,10 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
         return Difference(mean, None, None, None)
     if len(set(a)) == len(set(b)) == 1:
         return Difference(mean, mean, mean, None)
-    found = stats.ttest_ind(a, b, equal_var=False)
+    with warnings.catch_warnings():
+        # of values that are all the same scipy says that their spread is imprecise; it is 0
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        found = stats.ttest_ind(a, b, equal_var=False)
     interval = found.confidence_interval(LEVEL)
     return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))
 

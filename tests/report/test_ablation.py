@@ -33,17 +33,27 @@ def test_the_difference_is_welch_s() -> None:
     assert found.low < found.mean < found.high
     assert difference([0.9], b).p is None
     assert difference([0.9, 0.9], [0.8, 0.8]).low == pytest.approx(0.1)
+    one_side = difference([0.85, 0.85, 0.85], b)  # without a warning
+    assert one_side.p == pytest.approx(float(stats.ttest_1samp(b, 0.85).pvalue))
 
 
-def write(folder: Path, ablation: str | None, seed: int, accuracy: float) -> None:
-    config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation}
+def write(
+    folder: Path,
+    ablation: str | None,
+    seed: int,
+    accuracy: float,
+    *,
+    held_out: float | None = None,
+    tta: str = "flip",
+) -> None:
+    config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation, "tta": tta}
     record = {
         "schema": 1,
         "status": "finished",
         "config": config,
         "seed": seed,
         "data": {"name": "cifar10", "digest": "d", "official": True},
-        "metrics": {"test/acc": accuracy, "val/acc": accuracy - 0.01},
+        "metrics": {"test/acc": accuracy, "val/acc": held_out or accuracy - 0.01},
         "timings": {"fit_s": 10.0 + seed},
         "ended": f"2026-01-01T00:00:0{seed}+00:00",
     }
@@ -69,6 +79,25 @@ def test_the_whole_recipe_is_held_against_itself_without_each(tmp_path: Path) ->
     assert flip.p_holm == pytest.approx(3 * flip.p)
     assert flip.seconds is not None
     assert flip.seconds.mean == 0
+
+
+def test_what_acts_in_the_test_alone_is_judged_there(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path, None, seed, 0.90 + 0.001 * seed, held_out=0.8 + 0.01 * seed)
+        write(
+            tmp_path,
+            "without_tta",
+            seed,
+            0.88 + 0.001 * seed,
+            held_out=0.8 + 0.01 * seed,
+            tta="none",
+        )
+        write(tmp_path, "without_flip", seed, 0.85, held_out=0.7 + 0.01 * seed)
+    groups, _ = group(Reader(tmp_path).read().runs)
+    found = {worth.name: worth for worth in worths(rank(groups)[0])}
+    assert found["tta"].held_out is None
+    assert found["tta"].verdict == "helps"
+    assert found["flip"].held_out is not None
 
 
 def test_alone_is_held_against_nothing(tmp_path: Path) -> None:

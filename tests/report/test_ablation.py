@@ -12,9 +12,13 @@ from scipy import stats
 
 from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import rank
+from cifar_lab.report.figures import ingredients, saved
 from cifar_lab.report.groups import group
+from cifar_lab.report.markdown import render_markdown
+from cifar_lab.report.page import render_page
 from cifar_lab.report.read import Reader
 from cifar_lab.report.statistics import difference, holm
+from cifar_lab.report.write import compare_runs
 
 
 def test_holm_is_the_example_of_its_definition() -> None:
@@ -98,6 +102,23 @@ def test_what_acts_in_the_test_alone_is_judged_there(tmp_path: Path) -> None:
     assert found["tta"].held_out is None
     assert found["tta"].verdict == "helps"
     assert found["flip"].held_out is not None
+
+
+def test_page_markdown_and_figure_show_the_same_rows(tmp_path: Path) -> None:
+    for ablation, accuracy in {None: 0.9, "without_flip": 0.8, "without_a$b": 0.95}.items():
+        for seed in range(2):
+            write(tmp_path, ablation, seed, accuracy + 0.001 * seed)
+    report = compare_runs(tmp_path, Reader(tmp_path))
+    assert report is not None
+    page, markdown = render_page(report, watch_s=None), render_markdown(report, figures=[])
+    for name, number in (("flip", "+10.00 ("), ("a$b", "-5.00 (")):
+        assert f"<tr><td>{name}</td><td>2, 2</td><td>{number}" in page
+        assert f"| {name} | 2, 2 | {number}" in markdown
+    figure = ingredients(report.rankings[0])
+    assert figure is not None
+    saved(figure, "svg")  # what stands between dollars is no formula
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [r"a\$b", "flip"]  # from below
 
 
 def test_alone_is_held_against_nothing(tmp_path: Path) -> None:

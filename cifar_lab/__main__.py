@@ -163,7 +163,7 @@ def _through_hydra(arguments: list[str]) -> int:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.utils import env_override
 
-    from cifar_lab.config.compose import register, typed_overrides
+    from cifar_lab.config.compose import register
     from cifar_lab.config.messages import COMPOSING_RAISES, explain, is_about_input
     from cifar_lab.config.overrides import normalized, searchpath_override
     from cifar_lab.config.schema import CONFIG_NAME, conf_dir
@@ -175,46 +175,7 @@ def _through_hydra(arguments: list[str]) -> int:
     alone: list[int] = []
 
     def one_job(cfg: DictConfig) -> None:
-        """Hydra's task: one run, or a job of a sweep in whatever process its launcher chose."""
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-        from omegaconf import open_dict, read_write
-
-        from cifar_lab.config.overrides import is_of_the_sweep
-        from cifar_lab.config.written import hide_in_files
-        from cifar_lab.run.hydra_job import learn_secrets
-        from cifar_lab.run.run import Request, run
-
-        hydra_cfg = cast("DictConfig", HydraConfig.get())
-        learn_secrets(hydra_cfg)
-        with read_write(hydra_cfg), open_dict(hydra_cfg):
-            hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
-        overrides = [o for o in typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
-        run_dir = Path(hydra_cfg.runtime.output_dir)
-        credentials.guard_streams()
-        if hydra_cfg.output_subdir is not None:
-            hide_in_files(run_dir / hydra_cfg.output_subdir)
-        if os.getpid() != here and threading.current_thread() is threading.main_thread():
-            signals.install()
-        try:
-            asked = Request(
-                cfg, run_dir=run_dir, overrides=overrides, started=STARTED, in_hydra_job=True
-            )
-            if os.getpid() == here:
-                gc.disable()
-            status, reason = run(asked, before_training=_collect_again), ""
-        except InputError as error:
-            print(f"cifar_lab: {error}", file=sys.stderr)
-            status, reason = 2, str(error)
-        except Exception:
-            log.exception("%s", run_dir)  # the launcher says no more of it than one line
-            raise
-        if status > 2 and os.getpid() == here:
-            raise Interrupted(status - 128)
-        if hydra_cfg.mode is RunMode.RUN:
-            alone.append(status)
-        elif status:
-            raise JobFailed(reason or f"exit status {status}", str(run_dir))
+        alone.append(_hydra_job(cfg, begun_in=here))
 
     argv, arguments = sys.argv, normalized(arguments)
     sys.argv = [argv[0], *arguments, *searchpath_override(arguments)]
@@ -234,6 +195,61 @@ def _through_hydra(arguments: list[str]) -> int:
     finally:
         sys.argv = argv
     return max(alone, default=0)
+
+
+def _hydra_job(cfg: DictConfig, *, begun_in: int) -> int:
+    """Hydra's task: one run, or a job of a sweep in whatever process its launcher chose.
+
+    Args:
+        cfg: composed.
+        begun_in: the process in which Hydra was entered.
+
+    Returns:
+        the exit status of a single run.
+
+    Raises:
+        JobFailed: for a job of a sweep.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict, read_write
+
+    from cifar_lab.config.compose import typed_overrides
+    from cifar_lab.config.overrides import is_of_the_sweep
+    from cifar_lab.config.written import hide_in_files
+    from cifar_lab.run.hydra_job import learn_secrets
+    from cifar_lab.run.run import Request, run
+
+    hydra_cfg = cast("DictConfig", HydraConfig.get())
+    learn_secrets(hydra_cfg)
+    with read_write(hydra_cfg), open_dict(hydra_cfg):
+        hydra_cfg.run.dir = hydra_cfg.runtime.output_dir  # Lightning gives it to its processes
+    overrides = [o for o in typed_overrides(hydra_cfg) if not is_of_the_sweep(o)]
+    run_dir = Path(hydra_cfg.runtime.output_dir)
+    credentials.guard_streams()
+    if hydra_cfg.output_subdir is not None:
+        hide_in_files(run_dir / hydra_cfg.output_subdir)
+    in_its_own = os.getpid() != begun_in
+    if in_its_own and threading.current_thread() is threading.main_thread():
+        signals.install()
+    try:
+        asked = Request(
+            cfg, run_dir=run_dir, overrides=overrides, started=STARTED, in_hydra_job=True
+        )
+        if not in_its_own:
+            gc.disable()
+        status, reason = run(asked, before_training=_collect_again), ""
+    except InputError as error:
+        print(f"cifar_lab: {error}", file=sys.stderr)
+        status, reason = 2, str(error)
+    except Exception:
+        log.exception("%s", run_dir)  # the launcher says no more of it than one line
+        raise
+    if status > 2 and not in_its_own:
+        raise Interrupted(status - 128)
+    if status and hydra_cfg.mode is not RunMode.RUN:
+        raise JobFailed(reason or f"exit status {status}", str(run_dir))
+    return status
 
 
 def _begins_a_sweep(arguments: list[str]) -> bool:

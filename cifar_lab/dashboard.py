@@ -144,15 +144,14 @@ def _label(folder: Path, root: Path) -> str:
 
 def _varied(run: Path) -> str:
     from cifar_lab.config.names import job_words
-    from cifar_lab.records.digest import changes_no_result
+    from cifar_lab.records.digest import changes_no_result, key_of
 
     if (record := record_of(run)) is None:  # TensorBoard shows its curves all the same
         return f"no {FILE_NAME}"
     chosen = [
         override
         for override in record.overrides
-        if "hydra" not in override
-        and not changes_no_result(override.lstrip("+~").partition("=")[0])
+        if "hydra" not in override and not changes_no_result(key_of(override))
     ]
     words = job_words(chosen)
     name = " ".join(words)

@@ -5,7 +5,8 @@
     python -m benchmarks.gpu_day --plan --data IMAGES      what would run, and for how long
     python -m benchmarks.gpu_day --pack FOLDER --data IMAGES.zip   for a machine without a network
 
---budget is the seconds for all of it (600), --blocks some of laws,speed,recipes,seeds,slots (all).
+--budget is the seconds for all of it (600), --blocks some of
+laws,speed,recipes,seeds,ablations,slots (all).
 --out holds gpu_day.json (written after every task) and gpu_day.md, the table. A call with the same
 --out goes on: what is done isn't repeated, what was cut off is. Blocks have budgets of their own
 and come in the order that tells most if the time ends early.

@@ -57,6 +57,7 @@ def blocks(settings: Settings) -> list[Block]:
         Block(name="speed", title="Single loops", budget_s=150, tasks=_speed(settings)),
         Block(name="recipes", title="Recipes, alone", budget_s=150, tasks=_recipes(settings)),
         Block(name="seeds", title="Recipes, side by side", budget_s=120, tasks=_seeds(settings)),
+        Block(name="ablations", title="Ablations", budget_s=180, tasks=_ablations(settings)),
         Block(name="slots", title="Jobs at a time", budget_s=60, tasks=_slots(settings)),
     ]
     return [replace(block, budget_s=block.budget_s * scale) for block in made]
@@ -183,7 +184,9 @@ def row_of(record: RunRecord) -> Row:
     return {
         "status": record.status,
         "error": record.error,
+        "ablation": (record.config or {}).get("ablation"),
         "seed": record.seed,
+        "val/acc": record.metrics.get("val/acc"),
         "test/acc": record.metrics.get("test/acc"),
         "test/acc_without_tta": record.metrics.get("test/acc_without_tta"),
         "steps": record.steps,
@@ -234,6 +237,21 @@ def _seeds(settings: Settings) -> list[Task]:
         return Task(name=name, command=command, read=_read_runs, env=_ENV)
 
     return [task("report_cnn", 5), task("report_resnet10", 3), task("cnn_strong", 5)]
+
+
+def _ablations(settings: Settings) -> list[Task]:
+    """What each ingredient is worth, from five seeds, side by side: here accuracies count."""
+
+    def task(name: str) -> Task:
+        words = ["sweep=ablation", *(_VARIANTS["recorded"] if settings.device == "cuda" else ())]
+        seeds, slots = 5, 8
+        if settings.tiny:
+            seeds, slots = 1, 1
+            words += [*_TINY, "ablation=null,without_tta", "data.val_size=50"]
+        command = _sweep(settings, name, seeds, slots, *words)
+        return Task(name=name, command=command, read=_read_runs, env=_ENV)
+
+    return [task("speed94"), task("cnn_strong")]
 
 
 def _also(settings: Settings, name: str, command: str) -> Task:

@@ -27,6 +27,7 @@ def markdown(state: Mapping[str, Any]) -> str:
         ("speed", _speed),
         ("recipes", _runs),
         ("seeds", _runs),
+        ("ablations", _ablations),
         ("slots", _slots),
     ):
         if results.get(block):
@@ -109,6 +110,16 @@ def _runs(tasks: Mapping[str, Any]) -> str:
         )
     head = ("recipe", "test accuracy, %", "without views", "fit s", "whole s", "n")
     return _table(head, lines)
+
+
+def _ablations(tasks: Mapping[str, Any]) -> str:
+    """A recipe whole and without each ingredient; `cifar_lab.report` has the differences."""
+    by_ablation = {}
+    for name, result in tasks.items():
+        for ablation in dict.fromkeys(row["ablation"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["ablation"] == ablation]
+            by_ablation[f"{name}, {ablation or 'whole'}"] = {**result, "rows": rows}
+    return _runs(by_ablation)
 
 
 def interval(accuracies: Sequence[float]) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lab.config.messages import COMPOSING_RAISES, explain, suggestion
-from cifar_lab.config.overrides import key_of, normalized
+from cifar_lab.config.overrides import normalized
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import deciding
+from cifar_lab.records.digest import deciding, key_of
 
 BARE = "bare"
 # What is no part of a recipe, and so nothing that an ingredient's overrides may set.

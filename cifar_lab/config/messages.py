@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab.config import files
 from cifar_lab.config.known_keys import alias, meant_by, said_of_unknown
 from cifar_lab.config.names import is_number
-from cifar_lab.config.overrides import check_renamed, key_of
+from cifar_lab.config.overrides import check_renamed
 from cifar_lab.config.schema import conf_dir
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import key_of
 
 # What Hydra raises for input that it can't compose; ValueError for a group that is no text.
 # RecursionError for files whose defaults lead back to themselves.

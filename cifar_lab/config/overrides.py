@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.schema import TRAINER_DEFAULTS, Root, conf_dir
 from cifar_lab.errors import InputError
+from cifar_lab.records.digest import key_of
 
 # Groups that may be left out, each with an option that says so.
 CAN_BE_NONE = (
@@ -272,11 +273,6 @@ def is_of_the_sweep(override: str) -> bool:
     key = key_of(override)
     ours = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
     return key.startswith(("sweep.", *ours))
-
-
-def key_of(override: str) -> str:
-    """The key of an override, without what adds or removes it."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _values(override: Override) -> Iterator[tuple[str, Any]]:

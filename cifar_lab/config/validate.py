@@ -24,7 +24,7 @@ from cifar_lab.config.messages import suggestion
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_has_target, check_target, locate, shown, target_nodes
 from cifar_lab.errors import InputError
-from cifar_lab.records.digest import flatten
+from cifar_lab.records.digest import flatten, key_of
 from cifar_lab.records.processes import World
 
 
@@ -231,7 +231,7 @@ def _check_ranges(config: dict[str, Any]) -> None:
 
 def check_not_a_sweep(cfg: DictConfig) -> None:
     """Raises InputError where a ``sweep=`` preset was chosen for what is one run."""
-    given = {override.partition("=")[0].lstrip("+~") for override in typed_overrides(cfg.hydra)}
+    given = {key_of(override) for override in typed_overrides(cfg.hydra)}
     missing = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
     if missing:
         name = cfg.hydra.runtime.choices.get("sweep") or "none"

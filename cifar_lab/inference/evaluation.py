@@ -11,7 +11,6 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from scipy import optimize, stats
 from torch import Tensor, nn
 from torchmetrics.functional.classification import (
@@ -24,8 +23,8 @@ from cifar_lab.config.targets import check_targets_of_record
 from cifar_lab.config.validate import accelerator
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.errors import InputError
-from cifar_lab.run.build import build_alone
 from cifar_lab.run.load import NO_NUMBER, Run, settings_of_record
+from cifar_lab.run.parts import build_part
 from cifar_lab.training.callbacks.prediction_figures import confusion_matrix
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.library_logging import route_library_logging
@@ -241,7 +240,7 @@ def _loss(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
     if node is None:
         return nn.CrossEntropyLoss()
     check_targets_of_record({"loss": node}, also=run.trust)
-    loss = build_alone("loss", OmegaConf.create({"loss": node}))
+    loss = build_part("loss", node)
     return cast("Callable[[Tensor, Tensor], Tensor]", loss)
 
 

@@ -163,6 +163,11 @@ def run_digest(config_digest: str, images: str) -> str:
     return hashlib.sha256(f"{config_digest} {images}".encode()).hexdigest()
 
 
+def key_of(override: str) -> str:
+    """The key of an override, without what adds or removes it."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def changes_no_result(key: str) -> bool:
     """Whether a dotted key has no part in what a run computes."""
     return any(_lies_below(key, name) for name in KEYS_THAT_CHANGE_NO_RESULT)

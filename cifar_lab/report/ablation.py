@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cifar_lab.records.digest import changes_no_result
+from cifar_lab.records.digest import changes_no_result, key_of
 from cifar_lab.report.compare import Ranking
 from cifar_lab.report.groups import Group
 from cifar_lab.report.statistics import SIGNIFICANT, Difference, difference, holm
 
 KEY = "ablation"
 BARE = "bare"
+# What the test does and a validation doesn't: held-out accuracies know nothing of it.
+_OF_THE_TEST = frozenset({"tta"})
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class Worth:
         name: of the ingredient.
         added: it was added to nothing (``only_NAME``), and not left out (``without_NAME``).
         n: runs with it, and without it.
-        held_out: accuracy with it minus that without it (a fraction); None: nothing was held out.
+        held_out: accuracy with it minus that without it (a fraction); None: nothing was held out,
+            or the ingredient acts in the test alone.
         test: the same of the test images.
         seconds: of the fit, likewise: what it costs.
         p: that the accuracy which judges is the same with and without it, Welch's; None without
             spread or a second run.
-        of_test: the test's accuracy judges.
         p_holm: corrected for all ingredients of the table.
     """
 
@@ -38,26 +40,23 @@ class Worth:
     seconds: Difference | None
     p: float | None
     p_holm: float | None
-    of_test: bool
 
     @property
     def verdict(self) -> str:
         """Whether it helps, by the corrected p."""
-        judged = self.test if self.of_test else self.held_out
+        judged = self.held_out or self.test
         if judged is None or self.p_holm is None:
             return "can't be told: give more seeds"
-        where = " (test)" if self.of_test and self.held_out is not None else ""
         if self.p_holm >= SIGNIFICANT:
-            return f"not more than noise{where}"
-        return f"{'helps' if judged.mean > 0 else 'harms'}{where}"
+            return "not more than noise"
+        return "helps" if judged.mean > 0 else "harms"
 
 
 def worths(ranking: Ranking) -> list[Worth]:
     """Of every ingredient that was left out of a recipe, or added to its bare remains.
 
     Most useful first. Accuracies of held-out images judge where all runs have them, those of the
-    test images otherwise, and where the held-out ones are the same seed by seed: what changes
-    nothing of the training, as test-time augmentation, shows in the test alone.
+    test images otherwise, and of what acts there alone, as test-time augmentation does.
     """
     found = []
     for group in _ablated(ranking):
@@ -71,9 +70,7 @@ def worths(ranking: Ranking) -> list[Worth]:
         worth if worth.p is None else Worth(**{**vars(worth), "p_holm": next(corrected)})
         for worth in found
     ]
-    return sorted(
-        complete, key=lambda w: (w.added, -((w.test if w.of_test else w.held_out) or _NONE).mean)
-    )
+    return sorted(complete, key=lambda w: (w.added, -(w.held_out or w.test or _NONE).mean))
 
 
 _NONE = Difference(float("-inf"), None, None, None)
@@ -105,13 +102,11 @@ def _partner(group: Group, ranking: Ranking) -> Group | None:
 def _recipes(group: Group) -> set[frozenset[str]]:
     """What was typed of the recipe, in any of the runs."""
     return {
-        frozenset(override for override in run.overrides if not _is_of_no_recipe(override))
-        for run in group.runs
+        frozenset(o for o in run.overrides if not _is_of_no_recipe(key_of(o))) for run in group.runs
     }
 
 
-def _is_of_no_recipe(override: str) -> bool:
-    key = override.lstrip("+~").partition("=")[0]
+def _is_of_no_recipe(key: str) -> bool:
     of_none = key in (KEY, "seed", "resume") or key.startswith("hydra")
     return of_none or (changes_no_result(key) and key != "sweep")  # whose presets set more
 
@@ -123,10 +118,9 @@ def _value(group: Group) -> str | None:
 
 def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
     # pair: with the ingredient, and without it
-    held_out = _difference(pair, "selection")
+    held_out = None if _acts_in_the_test_alone(pair) else _difference(pair, "selection")
     test = _difference(pair, "test")
-    of_test = held_out is None or _same_seed_by_seed(pair)
-    judged = test if of_test else held_out
+    judged = held_out or test
     return Worth(
         name=name,
         added=added,
@@ -136,14 +130,13 @@ def _worth(name: str, pair: tuple[Group, Group], *, added: bool) -> Worth:
         seconds=_difference(pair, "fit_s"),
         p=None if judged is None else judged.p,
         p_holm=None,
-        of_test=of_test,
     )
 
 
-def _same_seed_by_seed(pair: tuple[Group, Group]) -> bool:
-    first, second = ({str(run.seed): run.selection for run in g.counted} for g in pair)
-    common = first.keys() & second.keys()
-    return bool(common) and all(first[seed] == second[seed] for seed in common)
+def _acts_in_the_test_alone(pair: tuple[Group, Group]) -> bool:
+    one, other = (group.runs[0].settings for group in pair)
+    differ = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+    return {KEY} < differ <= {KEY} | _OF_THE_TEST
 
 
 def _difference(pair: tuple[Group, Group], name: str) -> Difference | None:

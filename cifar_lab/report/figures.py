@@ -10,8 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
+from cifar_lab.report.ablation import worths
 from cifar_lab.report.axes import (
     PALETTE,
     axis_keys,
@@ -48,6 +50,7 @@ def draw_all(
         ("accuracy_over_time", lambda: trade_off(ranking, "fit_s")),
         ("accuracy_over_parameters", lambda: trade_off(ranking, "parameters")),
         ("seeds", lambda: seeds(ranking)),
+        ("ingredients", lambda: ingredients(ranking)),
         ("confusion_matrix", lambda: confusion_matrix(confusions[0]) if confusions else None),
     ]
     with mpl.rc_context(_STYLE):
@@ -210,6 +213,33 @@ def seeds(ranking: Ranking) -> Figure:
             axes.plot(ends, [row, row], "-", color=PALETTE[0])
     axes.set_yticks(range(len(groups)), [_name(group) for group in reversed(groups)])
     axes.set(xlabel=title_of(selected_by(ranking)), title=_best_of(ranking, _DOTS))
+    return figure
+
+
+def ingredients(ranking: Ranking) -> Figure | None:
+    """What each ingredient of a recipe is worth, with 95% intervals; None if none was left out."""
+    found = worths(ranking)[::-1]
+    if not found:
+        return None
+    figure, axes = _new(height=1.6 + 0.32 * len(found))
+    for row, worth in enumerate(found):
+        for offset, color, marker, value in (
+            (0.12, PALETTE[0], "D", worth.held_out),
+            (-0.12, PALETTE[1], "o", worth.test),
+        ):
+            if value is None:
+                continue
+            if value.low is not None and value.high is not None:
+                ends = [100 * value.low, 100 * value.high]
+                axes.plot(ends, [row + offset] * 2, "-", color=color)
+            axes.plot(100 * value.mean, row + offset, marker, color=color)
+    axes.axvline(0, color="0.5", linewidth=0.8)
+    names = [f"{worth.name} (alone)" if worth.added else worth.name for worth in found]
+    axes.set_yticks(range(len(found)), [_short(name.replace("$", r"\$")) for name in names])
+    axes.set(xlabel="accuracy with it minus without it (percentage points)")
+    kinds = (("D", 0, "held-out images"), ("o", 1, "test images"))
+    handles = [Line2D([], [], marker=m, color=PALETTE[i], label=text) for m, i, text in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 

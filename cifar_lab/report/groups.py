@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cifar_lab.records.digest import key_of
 from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import Estimate, estimate
 
@@ -134,7 +135,7 @@ def _naming_keys(runs: Sequence[Run]) -> list[str]:
     everything = dict.fromkeys(key for run in runs for key in run.settings)
     columns = {key: [_text(run.settings.get(key, _MISSING)) for run in runs] for key in everything}
     varied = [key for key, column in columns.items() if len(set(column)) > 1]
-    typed = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
+    typed = {key_of(override) for run in runs for override in run.overrides}
     rank = {key: _rank(key, typed) for key in varied}
     kept: list[str] = []
     told_apart, parts = 1, [""] * len(runs)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import Report
 from cifar_lab.report.page import TEMPLATES, filled
-from cifar_lab.report.tables import worth_rows
 from cifar_lab.report.verdict import failures
 
 
@@ -25,8 +23,6 @@ def render_markdown(report: Report, *, figures: Sequence[str]) -> str:
         environment.get_template("report.md"),
         report,
         runs=report.reading.runs,
-        worths=worths,
-        worth_rows=worth_rows,
         failures=failures(report.groups),
         figures=figures,
     )

@@ -28,7 +28,7 @@ from cifar_lab.report.groups import Group, Key, level_of
 from cifar_lab.report.notes import notes
 from cifar_lab.report.read import Run
 from cifar_lab.report.statistics import Estimate
-from cifar_lab.report.tables import clock, rows, status_text
+from cifar_lab.report.tables import clock, rows, status_text, worth_rows
 from cifar_lab.report.verdict import (
     alike,
     failures,
@@ -83,6 +83,7 @@ def filled(template: Template, report: Report, **further: Any) -> str:
         broken=report.reading.broken,
         rankings=report.rankings,
         rows=rows,
+        ingredients=[(r.data_name, found) for r in report.rankings if (found := worth_rows(r))],
         best_run=best_run,
         selected_by=selected_by,
         repeat_command=repeat_command,

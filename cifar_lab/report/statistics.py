@@ -92,7 +92,8 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     if len(set(a)) == len(set(b)) == 1:
         return Difference(mean, mean, mean, None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a side without any spread
+        # of values that are all the same scipy says that their spread is imprecise; it is 0
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         found = stats.ttest_ind(a, b, equal_var=False)
     interval = found.confidence_interval(LEVEL)
     return Difference(mean, float(interval.low), float(interval.high), float(found.pvalue))

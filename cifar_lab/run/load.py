@@ -31,7 +31,7 @@ from cifar_lab.records import checkpoint_file as files
 from cifar_lab.records.checkpoint_file import DamagedError
 from cifar_lab.records.files import carried_digest, expanded
 from cifar_lab.records.record import FILE_NAME, SETTLED, Channels, RunRecord
-from cifar_lab.run.build import build_network, from_the_dataset
+from cifar_lab.run.networks import build_network, from_the_dataset
 
 _MOST_SIDE = 4096  # of an image, in pixels; a record may say what no memory holds
 _NETWORK = "network."  # what the names of its tensors begin with in a checkpoint

@@ -18,19 +18,20 @@ import numpy as np
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.overrides import assignment, hydra_quoted, key_of
+from cifar_lab.config.overrides import assignment, hydra_quoted
 from cifar_lab.config.schema import Root
 from cifar_lab.config.targets import check_targets_of_record, target_nodes
 from cifar_lab.config.validate import MOST_THREADS
 from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import DamagedError
-from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding
+from cifar_lab.records.digest import MOVED, changes_no_result, config_digest, deciding, key_of
 from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.files import expanded
 from cifar_lab.records.record import FILE_NAME, Git, RunRecord, Start, made_otherwise, record_of
-from cifar_lab.run.build import build, device_name
+from cifar_lab.run.build import build
 from cifar_lab.run.load import read_ended, tested_checkpoint
 from cifar_lab.run.run import Request, run
+from cifar_lab.run.trainer import device_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

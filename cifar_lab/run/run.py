@@ -41,9 +41,10 @@ from cifar_lab.records.record import (
     now,
 )
 from cifar_lab.run import resume
-from cifar_lab.run.build import build, build_data, device_name, log_to_stderr
+from cifar_lab.run.build import build, build_data, log_to_stderr
 from cifar_lab.run.hydra_job import learn_secrets, make_callbacks, run_in_hydra_job
 from cifar_lab.run.resume import Earlier
+from cifar_lab.run.trainer import device_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

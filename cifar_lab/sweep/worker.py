@@ -32,12 +32,12 @@ from cifar_lab.run.build import (
     FIT_TOGETHER,
     build,
     build_data,
-    build_model,
     build_optimizer,
     build_schedule,
-    try_optimizer,
 )
+from cifar_lab.run.networks import build_model
 from cifar_lab.run.run import Request, data_warnings, run
+from cifar_lab.run.trials import try_optimizer
 from cifar_lab.sweep.tasks import Check, Findings, Found, Open, Task, data_key
 from cifar_lab.training.initial_weights import freeze
 

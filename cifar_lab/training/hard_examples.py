@@ -84,7 +84,7 @@ class HardExamples:
         self._loss = loss
         self._loss_of_each = _of_each(loss)
         self._make_optimizer, self._factor = optimizer, schedule
-        self._share, self._every = share, every
+        self.share, self._every = share, every
         self._batches = 0
         self._optimizer: Optimizer | None = None
         self._schedule: FactorSchedule | None = None
@@ -129,7 +129,7 @@ class HardExamples:
         targets = labels.to(wide) if labels.ndim > 1 else labels
         with torch.no_grad():
             losses = self._loss_of_each(wide, targets)
-            rows = losses.topk(kept(self._share, len(images))).indices.sort().values
+            rows = losses.topk(kept(self.share, len(images))).indices.sort().values
         if steps:
             loss = self._loss(wide[rows], targets[rows])
             self._optimizer.zero_grad()

@@ -126,6 +126,18 @@ def test_an_interval_is_students(tmp_path: Path) -> None:
     assert table.interval([]) == ""
 
 
+def test_an_ablation_is_a_row_for_the_recipe_and_one_without_each_ingredient() -> None:
+    whole = [{"ablation": None, "test/acc": 0.9, "fit_s": 2.0}] * 2
+    without = [{"ablation": "without_flip", "test/acc": 0.8, "fit_s": 1.0}]
+    tasks = {"speed94": {"rows": [*whole, *without], "seconds": 9.0, "status": "done"}}
+    state = {"calls": [{**DESCRIBED, "started": "2026-01-01"}], "results": {"ablations": tasks}}
+    rows = [line.split(" | ") for line in table.markdown(state).splitlines() if "speed94" in line]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("| speed94, whole", "90.00 ± 0.00", "2 |"),
+        ("| speed94, without_flip", "80.00", "1 |"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

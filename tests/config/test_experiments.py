@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from cifar_lab.config.compose import compose, run_config
 from cifar_lab.config.validate import check
-from cifar_lab.run.build import build_network, build_optimizer, build_schedule
+from cifar_lab.run.build import build_optimizer, build_schedule
+from cifar_lab.run.networks import build_network
 from cifar_lab.training.muon import orthogonalized
 from cifar_lab.training.schedules import FactorSchedule, TorchSchedule
 from tests.conftest import REPOSITORY, record_of

@@ -18,7 +18,7 @@ from cifar_lab.config.overrides import flags_first
 from cifar_lab.config.schema import conf_dir
 from cifar_lab.config.validate import check
 from cifar_lab.errors import InputError
-from cifar_lab.run.build import build_network
+from cifar_lab.run.networks import build_network
 from tests.conftest import TINY, merged
 
 Lab = Callable[..., tuple[int, str, str]]

@@ -24,7 +24,7 @@ from cifar_lab.config.compose import compose
 from cifar_lab.config.validate import check_processes
 from cifar_lab.errors import InputError
 from cifar_lab.records.processes import FIRST_VARIABLE, World, find, first_of, settle
-from cifar_lab.run import build
+from cifar_lab.run.trainer import plugins_of
 from tests.conftest import TINY, environment, merged, record_of
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -114,7 +114,7 @@ def test_a_process_that_was_started_alone_is_the_first_for_every_library(
     assert settle() == World()
     assert _get_rank() in (None, 0)  # Lightning's own, by which it silences logging
     assert "LOCAL_RANK" not in os.environ
-    (plugin,) = build.plugins_of(compose([]))
+    (plugin,) = plugins_of(compose([]))
     assert type(plugin) is LightningEnvironment
     assert not plugin.creates_processes_externally
 
@@ -123,13 +123,13 @@ def test_lightning_is_told_who_started_the_process(
     shell: Callable[[dict[str, str]], None],
 ) -> None:
     shell(srun(1))
-    (plugin,) = build.plugins_of(compose(["trainer=ddp"]))
+    (plugin,) = plugins_of(compose(["trainer=ddp"]))
     assert isinstance(plugin, SLURMEnvironment)
     assert not plugin.auto_requeue
     assert (plugin.world_size(), plugin.global_rank()) == (2, 1)
     plugin.validate_settings(num_devices=2, num_nodes=1)
     shell(torchrun(1))  # within srun torchrun is the one that counts
-    (plugin,) = build.plugins_of(compose(["trainer=ddp"]))
+    (plugin,) = plugins_of(compose(["trainer=ddp"]))
     assert isinstance(plugin, TorchElasticEnvironment)
 
 

@@ -12,10 +12,14 @@ from scipy import stats
 
 from cifar_lab.report.ablation import worths
 from cifar_lab.report.compare import rank
+from cifar_lab.report.figures import ingredients, saved
 from cifar_lab.report.groups import group
+from cifar_lab.report.markdown import render_markdown
 from cifar_lab.report.notes import notes
+from cifar_lab.report.page import render_page
 from cifar_lab.report.read import Reader
 from cifar_lab.report.statistics import difference, holm
+from cifar_lab.report.write import compare_runs
 
 
 def test_holm_is_the_example_of_its_definition() -> None:
@@ -34,6 +38,8 @@ def test_the_difference_is_welch_s() -> None:
     assert found.low < found.mean < found.high
     assert difference([0.9], b).p is None
     assert difference([0.9, 0.9], [0.8, 0.8]).low == pytest.approx(0.1)
+    one_side = difference([0.85, 0.85, 0.85], b)  # without a warning
+    assert one_side.p == pytest.approx(float(stats.ttest_1samp(b, 0.85).pvalue))
 
 
 def write(
@@ -43,9 +49,10 @@ def write(
     accuracy: float,
     *,
     held_out: float | None = None,
+    tta: str = "flip",
     typed: tuple[str, ...] = (),
 ) -> None:
-    config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation}
+    config: dict[str, Any] = {"seed": seed, "model": {"width": 4}, "ablation": ablation, "tta": tta}
     config |= {"typed": list(typed)}  # whatever it sets
     record = {
         "schema": 1,
@@ -75,29 +82,47 @@ def test_the_whole_recipe_is_held_against_itself_without_each(tmp_path: Path) ->
     flip, tta, drag = found.values()
     assert flip.held_out is not None
     assert flip.held_out.mean == pytest.approx(0.05)
-    verdicts = (flip.verdict, tta.verdict, drag.verdict)
-    assert verdicts == ("helps", "not more than noise (test)", "harms")
+    assert (flip.verdict, tta.verdict, drag.verdict) == ("helps", "not more than noise", "harms")
     assert flip.p is not None
     assert flip.p_holm == pytest.approx(3 * flip.p)
     assert flip.seconds is not None
     assert flip.seconds.mean == 0
 
 
-def test_what_trains_alike_is_judged_by_the_test(tmp_path: Path) -> None:
-    tested = {"views": [0.95, 0.951, 0.952], "without": [0.93, 0.931, 0.933]}
+def test_what_acts_in_the_test_alone_is_judged_there(tmp_path: Path) -> None:
     for seed in range(3):
-        write(tmp_path, None, seed, tested["views"][seed], held_out=0.9 + 0.001 * seed)
-        write(tmp_path, "without_tta", seed, tested["without"][seed], held_out=0.9 + 0.001 * seed)
-        write(tmp_path, "without_flip", seed, 0.99, held_out=0.8 + 0.001 * seed)
+        write(tmp_path, None, seed, 0.90 + 0.001 * seed, held_out=0.8 + 0.01 * seed)
+        write(
+            tmp_path,
+            "without_tta",
+            seed,
+            0.88 + 0.001 * seed,
+            held_out=0.8 + 0.01 * seed,
+            tta="none",
+        )
+        write(tmp_path, "without_flip", seed, 0.85, held_out=0.7 + 0.01 * seed)
     groups, _ = group(Reader(tmp_path).read().runs)
-    flip, tta = worths(rank(groups)[0])
-    theirs = stats.ttest_ind(*tested.values(), equal_var=False).pvalue
-    assert tta.p == pytest.approx(float(theirs))
-    assert (flip.name, flip.verdict) == (
-        "flip",
-        "helps",
-    )  # by the held-out images, whatever the test
-    assert (tta.name, tta.verdict) == ("tta", "helps (test)")
+    found = {worth.name: worth for worth in worths(rank(groups)[0])}
+    assert found["tta"].held_out is None
+    assert found["tta"].verdict == "helps"
+    assert found["flip"].held_out is not None
+
+
+def test_page_markdown_and_figure_show_the_same_rows(tmp_path: Path) -> None:
+    for ablation, accuracy in {None: 0.9, "without_flip": 0.8, "without_a$b": 0.95}.items():
+        for seed in range(2):
+            write(tmp_path, ablation, seed, accuracy + 0.001 * seed)
+    report = compare_runs(tmp_path, Reader(tmp_path))
+    assert report is not None
+    page, markdown = render_page(report, watch_s=None), render_markdown(report, figures=[])
+    for name, number in (("flip", "+10.00 ("), ("a$b", "-5.00 (")):
+        assert f"<tr><td>{name}</td><td>2, 2</td><td>{number}" in page
+        assert f"| {name} | 2, 2 | {number}" in markdown
+    figure = ingredients(report.rankings[0])
+    assert figure is not None
+    saved(figure, "svg")  # what stands between dollars is no formula
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [r"a\$b", "flip"]  # from below
 
 
 def test_alone_is_held_against_nothing(tmp_path: Path) -> None:

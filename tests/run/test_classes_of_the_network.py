@@ -13,7 +13,7 @@ from cifar_lab.config.validate import check
 from cifar_lab.data.dataset import Dataset, Split
 from cifar_lab.errors import InputError
 from cifar_lab.records.digest import config_digest
-from cifar_lab.run.build import build_model
+from cifar_lab.run.networks import build_model
 from tests.support.images import numbered
 
 BARE = ("~model.width", "~model.dropout")

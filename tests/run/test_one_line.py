@@ -23,7 +23,8 @@ from cifar_lab.config.targets import locate
 from cifar_lab.data.augment import Stage, Transform
 from cifar_lab.errors import InputError
 from cifar_lab.run import compatibility
-from cifar_lab.run.build import build_alone, build_network
+from cifar_lab.run.networks import build_network
+from cifar_lab.run.parts import build_part
 from cifar_lab.training.classifier import Classifier
 from tests.conftest import TINY, record_of
 
@@ -503,7 +504,7 @@ def test_a_last_image_alone_trains_where_the_network_takes_it_or_it_does_not_com
 def test_weights_of_the_classes_are_a_tensor_and_part_of_the_run(lab: Lab, tmp_path: Path) -> None:
     weights = [1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5]
     cfg = OmegaConf.create({"loss": {"_target_": "torch.nn.CrossEntropyLoss", "weight": weights}})
-    loss = build_alone("loss", cfg)
+    loss = build_part("loss", cfg.loss)
     assert torch.equal(loss.weight, torch.tensor(weights))
     run = tmp_path / "run"
     given = f"+loss.weight={weights}".replace(" ", "")

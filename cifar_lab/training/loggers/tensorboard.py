@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from cifar_lab.records.digest import changes_no_result, flatten
+from cifar_lab.records.digest import changes_no_result, flatten, key_of
 from cifar_lab.training.lightning_internals import purge_step_of, set_purge_step
 
 log = logging.getLogger("cifar_lab")
@@ -168,7 +168,7 @@ def hparams_of(
         keys = _PARTS.get(group, [key for key in node if not key.startswith("_")])
         found |= {f"{group}.{key}": node.get(key) for key in keys}
     found["augment"] = _augmentation(config.get("augment") or {})
-    typed = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    typed = {key_of(override) for override in overrides}
     for key, value in flatten(config):
         if key in typed and key not in found and not changes_no_result(key):
             found[key] = value

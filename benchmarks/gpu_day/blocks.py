@@ -247,7 +247,7 @@ def _ablations(settings: Settings) -> list[Task]:
         seeds, slots = 5, 8
         if settings.tiny:
             seeds, slots = 1, 1
-            words += [*_TINY, "ablation=null,without_tta", "data.val_size=50"]
+            words += [*_TINY, "ablation=null,without_flip", "data.val_size=50"]
         command = _sweep(settings, name, seeds, slots, *words)
         return Task(name=name, command=command, read=_read_runs, env=_ENV)
 

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,7 @@ def build(
     from cifar_lab.training.schedules import try_schedule
     from cifar_lab.training.steps.compile import prepare
     from cifar_lab.training.steps.cuda_graph import check_calls
+    from cifar_lab.training.trial import check_keepable
 
     route_library_logging()
     kind = check_devices(resolved["trainer"], resolved["optimizer"])
@@ -169,6 +170,11 @@ def build(
     with _named("scheduler"):
         try_schedule(schedule, trial, steps=layout.steps, epochs=layout.epochs)
     for path, callback in callbacks.items():
+        if not is_of_a_library(type(callback)):
+            state = {}
+            with suppress(Exception):  # of one that is only set up when the fit begins
+                state = callback.state_dict()
+            check_keepable(state, path)
         if isinstance(callback, ChecksLayout):
             with _named(path):
                 callback.check_layout(trainer, layout)
@@ -558,7 +564,8 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise InputError(
-                f"optimizer.groups.{name}={group}: must say its parameters and their options"
+                f"optimizer.groups.{name}={'null' if group is None else group}: must say its "
+                "parameters and their options"
             )
     return OptimizerFactory(_factory("optimizer", cfg), groups)
 
@@ -578,13 +585,14 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
     from cifar_lab.training.optimizers import try_step
 
+    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     with _named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
-        if not is_of_a_library(factory.make):
+        # on a CPU a library's may refuse what it can only step on a GPU
+        if kind == "cpu" or not is_of_a_library(factory.make):
             try_step(factory, network)
     from cifar_lab.training import fused_sgd
 
-    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     precision = str(cfg.trainer.get("precision"))
     fused_sgd.check(trial, device=kind, precision=precision)
     if cfg.cuda_graph:

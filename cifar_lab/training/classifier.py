@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -98,7 +99,7 @@ class Classifier(LightningModule):
         # of loss, correct images and images; those of a fit stay one tensor: CUDA graphs add to it
         self._train_sums, self._held_out_sums = torch.zeros(3), torch.zeros(3)
         self._first_bad, self._step_number = torch.tensor(-1), torch.tensor(0)
-        self._lr = math.nan
+        self._lr: float | Tensor = math.nan
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
@@ -288,13 +289,13 @@ class Classifier(LightningModule):
         """The mean loss of one batch; or, of stacked ones, all optimizer steps and no loss."""
         if self._multistep is None:
             self._end_training()
-            self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._lr = _rate_of(self.trainer.optimizers[0])
             return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(scheduler, FactorSchedule)
         for images, labels in zip(*batch, strict=True):
-            self._lr = optimizer.param_groups[0]["lr"]
+            self._lr = _rate_of(optimizer)
             if self._graphed_step is None:
                 self._end_training()
                 self._eager_step(optimizer, (images, labels))
@@ -415,8 +416,18 @@ class Classifier(LightningModule):
 
     def _log(self, metrics: dict[str, float], *, logger: bool | None = None) -> None:
         # as float64 tensors: Lightning turns plain numbers into float32, and 0.175 into 0.17499999
-        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}
-        self.log_dict(exact, logger=logger)
+        for name, value in metrics.items():
+            super().log(name, torch.tensor(value, dtype=torch.float64), logger=logger)
+
+    def log(self, name: str, *arguments: Any, **options: Any) -> None:
+        """A callback's metric, as Lightning's; raises InputError for a name of this class's own."""
+        self._check_free(name)
+        super().log(name, *arguments, **options)
+
+    def _check_free(self, name: str) -> None:
+        # Lightning would give the mean of both
+        if name == "lr" or re.fullmatch("(train|val|test)/(loss|acc|acc_without_tta)", name):
+            raise InputError(f"{name}: a callback logs it, and the run does itself; rename it")
 
     def running_train(self) -> Tensor:
         """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
@@ -470,7 +481,7 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc and lr."""
         self.assert_finite()
-        metrics = {**self._with_epoch, **self._means("train"), "lr": self._lr}
+        metrics = {**self._with_epoch, **self._means("train"), "lr": float(self._lr)}
         curves = {"epoch": self.current_epoch, **metrics, **self._plotted}
         self._with_epoch, self._plotted, self._epoch_open = {}, {}, False
         self._log(metrics, logger=False)
@@ -485,6 +496,8 @@ class Classifier(LightningModule):
 
     def log_with_epoch(self, metrics: dict[str, float]) -> None:
         """Has a callback's numbers logged in one row with those of the epoch that ends."""
+        for name in metrics:
+            self._check_free(name)
         self._with_epoch.update(metrics)
 
     def plot_with_epoch(self, values: dict[str, float]) -> None:
@@ -496,7 +509,7 @@ class Classifier(LightningModule):
         checkpoint["train_sums"] = (
             self._train_sums.to("cpu", copy=True) if self._epoch_open else None
         )
-        checkpoint["lr"] = self._lr
+        checkpoint["lr"] = float(self._lr)
         checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
         if self.hard_examples is not None:
@@ -553,3 +566,9 @@ class Classifier(LightningModule):
             f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
             "or trainer.gradient_clip_val=1"
         )
+
+
+def _rate_of(optimizer: Optimizer | LightningOptimizer) -> float | Tensor:
+    # a copy of a tensor, which schedulers change in place; read where it is logged: nothing waits
+    rate: float | Tensor = optimizer.param_groups[0]["lr"]
+    return rate.clone() if isinstance(rate, Tensor) else rate

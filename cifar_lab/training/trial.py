@@ -149,12 +149,13 @@ def try_network(
                 f"{name}: fails on images of {size} in {stage} ({reason(error)})"
             ) from error
         _check_outputs(outputs, f"{name}: gives", expected.classes, advice, stage)
-        if stage == "training" and not outputs.requires_grad:
+        tracked = stage == "training" and not _is_scripted(network)
+        if tracked and not outputs.requires_grad:
             raise InputError(
                 f"{name}: gives logits that no parameter which is trained has a part in; take "
                 "detach, no_grad and .data away"
             )
-        if stage == "training" and (shape := _not_its_own(outputs, network)) is not None:
+        if tracked and (shape := _not_its_own(outputs, network)) is not None:
             raise InputError(
                 f"{name}: uses a parameter {shape} that it doesn't have: nothing would train or "
                 "keep it; layers in a list must be in a torch.nn.ModuleList"
@@ -170,17 +171,27 @@ def try_network(
     return outputs.to(torch.float32)
 
 
+def _changed(buffer: Tensor, before: Tensor) -> bool:
+    # one of another shape is a cache that grows
+    return buffer.shape == before.shape and not torch.equal(buffer, before)
+
+
+def _is_scripted(network: nn.Module) -> bool:
+    # what a script is first called with decides how it is compiled: not for gradients here
+    return any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())
+
+
 def _not_its_own(outputs: Tensor, network: nn.Module) -> tuple[int, ...] | None:
     """The shape of a leaf behind the outputs that is no parameter of the network's, if any."""
     own = {parameter.data_ptr() for parameter in network.parameters()}
-    nodes, seen = [outputs.grad_fn], {outputs.grad_fn}
+    nodes, seen = [outputs.grad_fn], {outputs.grad_fn, None}
     while nodes:
         node = nodes.pop()
         leaf = getattr(node, "variable", None)  # of an AccumulateGrad
         if isinstance(leaf, Tensor) and leaf.data_ptr() not in own:
             return tuple(leaf.shape)
-        following = {n for n, _ in getattr(node, "next_functions", ()) if n is not None} - seen
-        seen |= following
+        following = [n for n, _ in getattr(node, "next_functions", ()) if n not in seen]
+        seen.update(following)
         nodes += following
     return None
 
@@ -190,15 +201,26 @@ def _outputs(network: nn.Module, expected: Expected, stage: str, *, images: int 
     converts = expected.precision.endswith("-true") and not expected.precision.startswith("32")
     dtype = next(p.dtype for p in network.parameters()) if converts else torch.float32
 
+    tracked = stage == "training" and not _is_scripted(network)
+
     def outputs(count: int) -> Any:
         noise = torch.randn(count, *expected.size, generator=torch.Generator().manual_seed(0))
         given = noise.to(dtype, copy=True)
-        with untouched(network), torch.set_grad_enabled(stage == "training"):
+        kept = network.state_dict()
+        passing = {k: b.clone() for k, b in network.named_buffers() if k not in kept}
+        with untouched(network), torch.set_grad_enabled(tracked):
             if stage == "evaluation":
                 network.eval()
             found = network(given)
-            learns = stage == "training" and isinstance(found, Tensor) and found.requires_grad
-            if learns and found.is_floating_point():
+            if stage == "training":
+                for name, before in passing.items():
+                    if _changed(network.get_buffer(name), before):
+                        raise ValueError(
+                            f"{name} changes and is in no checkpoint: a run that goes on, and one "
+                            "that is read again, would begin with another; make it persistent"
+                        )
+            real = isinstance(found, Tensor) and found.is_floating_point()
+            if tracked and real and found.requires_grad:
                 trained = [p for p in network.parameters() if p.requires_grad]
                 torch.autograd.grad(found.sum(), trained, allow_unused=True)
         if not torch.equal(given, noise.to(dtype)):

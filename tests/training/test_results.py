@@ -301,3 +301,44 @@ def test_a_failure_after_the_test_is_one_but_the_result_is_on_record(
     with np.load(tmp_path / "run" / "predictions.npz") as kept:
         assert (kept["logits"].argmax(1) == kept["labels"]).mean() == record["metrics"]["test/acc"]
     assert math.isfinite(record["metrics"]["test/loss"])
+
+
+class SameName(Callback):
+    """Logs under a name that the run has for its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log(self.name, 0.99)
+
+
+@pytest.mark.parametrize("name", ["test/acc", "test/loss"])
+def test_a_callback_can_not_mix_its_number_into_the_run_s(
+    lab: Lab, tmp_path: Path, name: str
+) -> None:
+    """Lightning logs the mean of both. What was tested is on record, and one line says the rest."""
+    asked = (*TINY, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    own = f"+callbacks.own={{_target_:tests.training.test_results.SameName,name:{name}}}"
+    status, _, err = lab(*asked, own)
+    line = f"{name}: a callback logs it, and the run does itself; rename it"
+    assert status == 1
+    assert err.splitlines() == [line, f"cifar_lab: log: {tmp_path}/run/train.log"]
+    assert record_of(tmp_path / "run")["error"] == line
+    assert record_of(tmp_path / "run")["metrics"][name] != 0.99
+
+
+class Unkept(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": Path()}
+
+
+def test_a_callback_whose_state_no_checkpoint_gives_back_is_refused(
+    lab: Lab, tmp_path: Path
+) -> None:
+    own = "+callbacks.own={_target_:tests.training.test_results.Unkept}"
+    status, _, err = lab(*TINY, own, f"hydra.run.dir={tmp_path}/run")
+    assert status == 2
+    assert err.startswith("cifar_lab: callbacks.own: a checkpoint can't keep its state (")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

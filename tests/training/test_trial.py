@@ -73,6 +73,21 @@ class Hidden(Linear):
         return self.layers[0](super().forward(images))
 
 
+class Passing(Linear):
+    """Its mean moves in training, and no checkpoint has it."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * images.mean()
+        return super().forward(images - self.mean)
+
+
 class Late(Linear):
     """Makes a layer when it is first called."""
 
@@ -132,6 +147,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "has lazy layers"),
     "detached": (lambda: Linear(Tensor.detach), "that no parameter which is trained has a part in"),
     "a hidden layer": (Hidden, "uses a parameter (10, 10) that it doesn't have"),
+    "a passing buffer": (Passing, "mean changes and is in no checkpoint"),
     "a late layer": (Late, "makes late.weight in its forward pass; make it in __init__"),
     "images in place": (InPlace, "its images are changed in place"),
     "a lost gradient": (lambda: Linear(lambda y: y.exp().mul_(2)), "by an inplace operation"),
@@ -184,7 +200,8 @@ def test_a_network_that_fits_is_as_it_was_and_so_are_the_generators(kind: str) -
     assert outputs is not None
     assert outputs.shape == (2, changes.get("classes", 10))
     assert outputs.dtype == torch.float32
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in state.items())
+    after = network.state_dict()
+    torch.testing.assert_close(dict(after), dict(state), rtol=0, atol=0)
     assert [module.training for module in network.modules()] == modes
     assert all(p.grad is None for p in network.parameters())
     after = rng_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ from cifar_lab.training.steps.multistep import (
     steps_per_call,
     translate_progress,
 )
+
+log = logging.getLogger("cifar_lab")
 
 
 class Classifier(LightningModule):
@@ -100,6 +103,7 @@ class Classifier(LightningModule):
         self._train_sums, self._held_out_sums = torch.zeros(3), torch.zeros(3)
         self._first_bad, self._step_number = torch.tensor(-1), torch.tensor(0)
         self._lr: float | Tensor = math.nan
+        self._left_out: set[str] = set()
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
@@ -420,14 +424,18 @@ class Classifier(LightningModule):
             super().log(name, torch.tensor(value, dtype=torch.float64), logger=logger)
 
     def log(self, name: str, *arguments: Any, **options: Any) -> None:
-        """A callback's metric, as Lightning's; raises InputError for a name of this class's own."""
-        self._check_free(name)
-        super().log(name, *arguments, **options)
+        """A callback's metric, as Lightning's; one under a name of the run's own is left out."""
+        if self._is_free(name):
+            super().log(name, *arguments, **options)
 
-    def _check_free(self, name: str) -> None:
-        # Lightning would give the mean of both
-        if name == "lr" or re.fullmatch("(train|val|test)/(loss|acc|acc_without_tta)", name):
-            raise InputError(f"{name}: a callback logs it, and the run does itself; rename it")
+    def _is_free(self, name: str) -> bool:
+        # Lightning would log the mean of both
+        if name != "lr" and not re.fullmatch("(train|val|test)/(loss|acc|acc_without_tta)", name):
+            return True
+        if name not in self._left_out:
+            self._left_out.add(name)
+            log.warning("%s: a callback's is left out, for the run logs its own; rename it", name)
+        return False
 
     def running_train(self) -> Tensor:
         """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
@@ -496,9 +504,7 @@ class Classifier(LightningModule):
 
     def log_with_epoch(self, metrics: dict[str, float]) -> None:
         """Has a callback's numbers logged in one row with those of the epoch that ends."""
-        for name in metrics:
-            self._check_free(name)
-        self._with_epoch.update(metrics)
+        self._with_epoch.update((k, v) for k, v in metrics.items() if self._is_free(k))
 
     def plot_with_epoch(self, values: dict[str, float]) -> None:
         """The same for numbers that loggers alone want, and the record does not."""

@@ -223,7 +223,7 @@ def test_weights_are_told_apart_beside_an_extra_state() -> None:
     before = fingerprint(network)
     assert fingerprint(network) == before
     with torch.no_grad():
-        network.linear.bias += 1
+        network.linear.bias.add_(1)
     assert fingerprint(network) != before
 
 

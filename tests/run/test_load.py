@@ -287,7 +287,9 @@ def test_a_network_from_elsewhere_is_called_only_where_it_is_trusted(
     assert "own_net" not in sys.modules
     again = load_run(tmp_path / "run", trust=["own_net"])
     holds(again)
-    assert again.model.network.calls > 0  # its extra state, which scales its logits
+    assert (
+        again.model.network.state_dict()["_extra_state"]["calls"] > 0
+    )  # its extra state, which scales its logits
     begun = (f"init_from={tmp_path}/run", f"hydra.run.dir={tmp_path}/begun")
     assert train(merged(*base, *model, *begun)).record.init is not None
     del sys.modules["own_net"]

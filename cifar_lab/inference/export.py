@@ -400,7 +400,10 @@ def _read_elsewhere(path: Path, images: NDArray[np.float32]) -> NDArray[np.float
 def _as_weights(run: Run) -> _Made:
     from safetensors.torch import save
 
-    tensors = {name: t.contiguous() for name, t in run.model.network.state_dict().items()}
+    state = run.model.network.state_dict()
+    if extra := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{extra[0]}: is no tensor, and the file holds tensors alone; use onnx")
+    tensors = {name: t.contiguous() for name, t in state.items()}
     node = network_node(run.config["model"], len(run.classes), run.image_size)
     rebuilt = {
         "model": json.dumps(node),

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from cifar_lab.config.compose import plain
-from cifar_lab.config.targets import check_target, makes_scheduler
+from cifar_lab.config.targets import check_target, is_of_a_library, makes_scheduler
 from cifar_lab.config.validate import (
     check_averages,
     check_devices,
@@ -98,6 +98,7 @@ def build(
     from cifar_lab.training.library_logging import route_library_logging
     from cifar_lab.training.optimizers import check_steps
     from cifar_lab.training.schedules import try_schedule
+    from cifar_lab.training.trial import check_keepable
 
     route_library_logging()
     kind = check_devices(resolved["trainer"], resolved["optimizer"])
@@ -120,6 +121,11 @@ def build(
     with named("scheduler"):
         try_schedule(schedule, trial, steps=layout.steps, epochs=layout.epochs)
     for path, callback in callbacks.items():
+        if not is_of_a_library(type(callback)):
+            state = {}
+            with suppress(Exception):  # of one that is only set up when the fit begins
+                state = callback.state_dict()
+            check_keepable(state, path)
         if isinstance(callback, ChecksLayout):
             with named(path):
                 callback.check_layout(trainer, layout)
@@ -335,7 +341,8 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     for name, group in groups.items():
         if not isinstance(group, dict):
             raise InputError(
-                f"optimizer.groups.{name}={group}: must say its parameters and their options"
+                f"optimizer.groups.{name}={'null' if group is None else group}: must say its "
+                "parameters and their options"
             )
     return OptimizerFactory(factory_of("optimizer", cfg), groups)
 

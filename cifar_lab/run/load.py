@@ -439,6 +439,8 @@ def _check_finite(file: Path, network: nn.Module, weights: Mapping[str, Any]) ->
     """Raises InputError for weights that are no numbers, where the network's own are some."""
     for name, own in network.state_dict().items():  # a mask may hold what is infinite
         tensor = weights[name]
+        if not isinstance(own, Tensor):  # an extra state, which is the network's to judge
+            continue
         if tensor.layout == torch.strided and bool((own.isfinite() & ~tensor.isfinite()).any()):
             raise InputError(
                 f"{file}: {name} holds NaN or infinite numbers, and so no answer would be one; "

@@ -23,6 +23,7 @@ def build_part(path: str, node: DictConfig | dict[str, Any], **runtime: Any) -> 
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    locate(path, node["_target_"])  # which says what Hydra doesn't: the module that isn't there
     try:
         factory = instantiate(node, _partial_=True, _convert_="all")
     except InstantiationException as error:

@@ -427,6 +427,9 @@ def _ended(asked: Request, file: RecordFile | None, error: BaseException) -> int
     elif isinstance(error, Diverged):
         status, ending, text = 1, "diverged", str(error)
         log.error("diverged: %s", error)
+    elif isinstance(error, InputError):  # found when the run was on its way: a metric's name
+        status, ending, text = 1, "failed", str(error)
+        log.error("%s", text)
     else:
         status, ending = 1, "failed"
         text = f"{type(error).__name__}: {error}".splitlines()[0]

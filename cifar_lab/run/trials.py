@@ -140,13 +140,16 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     """Makes an optimizer of the network that is thrown away; raises InputError as `build` does."""
     from cifar_lab.training.optimizers import try_step
 
+    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     with named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
-        if not is_of_a_library(factory.make):
+        # it looks at no group's own, nor at the parameters; on a CPU it may refuse a step that only
+        # a GPU can make
+        unseen = bool(factory.groups) or any(p.is_complex() for p in network.parameters())
+        if not is_of_a_library(factory.make) or (kind == "cpu" and unseen):
             try_step(factory, network)
     from cifar_lab.training import fused_sgd
 
-    kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     precision = str(cfg.trainer.get("precision"))
     fused_sgd.check(trial, device=kind, precision=precision)
     if cfg.cuda_graph:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -38,6 +40,8 @@ from cifar_lab.training.steps.multistep import (
     steps_per_call,
     translate_progress,
 )
+
+log = logging.getLogger("cifar_lab")
 
 
 class Classifier(LightningModule):
@@ -98,7 +102,8 @@ class Classifier(LightningModule):
         # of loss, correct images and images; those of a fit stay one tensor: CUDA graphs add to it
         self._train_sums, self._held_out_sums = torch.zeros(3), torch.zeros(3)
         self._first_bad, self._step_number = torch.tensor(-1), torch.tensor(0)
-        self._lr = math.nan
+        self._lr: float | Tensor = math.nan
+        self._left_out: set[str] = set()
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
@@ -286,13 +291,13 @@ class Classifier(LightningModule):
         """The mean loss of one batch; or, of stacked ones, all optimizer steps and no loss."""
         if self._multistep is None:
             self._end_training()
-            self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._lr = _rate_of(self.trainer.optimizers[0])
             return self._training_loss(batch, self.global_step)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(scheduler, FactorSchedule)
         for images, labels in zip(*batch, strict=True):
-            self._lr = optimizer.param_groups[0]["lr"]
+            self._lr = _rate_of(optimizer)
             if self._graphed_step is None:
                 self._end_training()
                 self._eager_step(optimizer, (images, labels))
@@ -421,8 +426,22 @@ class Classifier(LightningModule):
 
     def _log(self, metrics: dict[str, float], *, logger: bool | None = None) -> None:
         # as float64 tensors: Lightning turns plain numbers into float32, and 0.175 into 0.17499999
-        exact = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}
-        self.log_dict(exact, logger=logger)
+        for name, value in metrics.items():
+            super().log(name, torch.tensor(value, dtype=torch.float64), logger=logger)
+
+    def log(self, name: str, *arguments: Any, **options: Any) -> None:
+        """A callback's metric, as Lightning's; one under a name of the run's own is left out."""
+        if self._is_free(name):
+            super().log(name, *arguments, **options)
+
+    def _is_free(self, name: str) -> bool:
+        # Lightning would log the mean of both
+        if name != "lr" and not re.fullmatch("(train|val|test)/(loss|acc|acc_without_tta)", name):
+            return True
+        if name not in self._left_out:
+            self._left_out.add(name)
+            log.warning("%s: a callback's is left out, for the run logs its own; rename it", name)
+        return False
 
     def running_train(self) -> Tensor:
         """(3,) on the device: this epoch's sum of losses, correct images, images so far."""
@@ -476,7 +495,7 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs train/loss, train/acc and lr."""
         self.assert_finite()
-        metrics = {**self._with_epoch, **self._means("train"), "lr": self._lr}
+        metrics = {**self._with_epoch, **self._means("train"), "lr": float(self._lr)}
         curves = {"epoch": self.current_epoch, **metrics, **self._plotted}
         self._with_epoch, self._plotted, self._epoch_open = {}, {}, False
         self._log(metrics, logger=False)
@@ -491,7 +510,7 @@ class Classifier(LightningModule):
 
     def log_with_epoch(self, metrics: dict[str, float]) -> None:
         """Has a callback's numbers logged in one row with those of the epoch that ends."""
-        self._with_epoch.update(metrics)
+        self._with_epoch.update((k, v) for k, v in metrics.items() if self._is_free(k))
 
     def plot_with_epoch(self, values: dict[str, float]) -> None:
         """The same for numbers that loggers alone want, and the record does not."""
@@ -502,7 +521,7 @@ class Classifier(LightningModule):
         checkpoint["train_sums"] = (
             self._train_sums.to("cpu", copy=True) if self._epoch_open else None
         )
-        checkpoint["lr"] = self._lr
+        checkpoint["lr"] = float(self._lr)
         checkpoint["validated"] = self._validated
         checkpoint["steps_per_call"] = steps_per_call(self._multistep)
         if self.hard_examples is not None:
@@ -559,3 +578,9 @@ class Classifier(LightningModule):
             f"try a lower optimizer.lr (it is {lr}), scheduler=onecycle, which warms up, "
             "or trainer.gradient_clip_val=1"
         )
+
+
+def _rate_of(optimizer: Optimizer | LightningOptimizer) -> float | Tensor:
+    # a copy of a tensor, which schedulers change in place; read where it is logged: nothing waits
+    rate: float | Tensor = optimizer.param_groups[0]["lr"]
+    return rate.clone() if isinstance(rate, Tensor) else rate

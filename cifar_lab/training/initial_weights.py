@@ -153,7 +153,10 @@ def take_weights(
     Raises:
         InputError: something differs, nothing fits, or a number isn't finite.
     """
-    own = network.state_dict()
+    # without extra states, which hold what their network has counted
+    own, found = (
+        {k: v for k, v in x.items() if isinstance(v, Tensor)} for x in (network.state_dict(), found)
+    )
     missing = [name for name in own if name not in found and not name.endswith(_COUNTER)]
     unused = [name for name in found if name not in own and not name.endswith(_COUNTER)]
     shaped = [name for name in own if name in found and found[name].shape != own[name].shape]

@@ -330,7 +330,8 @@ def fingerprint(module: nn.Module) -> list[int]:
     No rounding: it is the same on every device, and Lightning takes a network from the GPU to the
     CPU between the end of training and the test.
     """
-    tensors = [t.detach() for t in module.state_dict().values() if t.is_floating_point()]
+    state = module.state_dict().values()  # what is no tensor is an extra state
+    tensors = [t.detach() for t in state if isinstance(t, torch.Tensor) and t.is_floating_point()]
     sums = [t.view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]
     values: list[int] = torch.stack(sums).tolist() if sums else []
     return values

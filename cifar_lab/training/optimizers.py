@@ -59,6 +59,13 @@ class OptimizerFactory:
         optimizer = self.make(self._grouped(module, named) if self.groups else named)
         if reason := _unusable(optimizer):
             raise InputError(f"_target_: {type(optimizer).__name__} {reason}")
+        own = {id(parameter) for parameter in module.parameters()}
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if id(parameter) not in own:
+                raise InputError(
+                    f"_target_: gives an optimizer of a parameter {tuple(parameter.shape)} that "
+                    "is none of the network's; it must be of those that it is called with"
+                )
         return optimizer
 
     def _grouped(
@@ -138,7 +145,11 @@ def try_step(factory: OptimizerFactory, network: nn.Module) -> None:
     except Exception:  # of weights that are computed from others, for instance
         return
     parameters = [p for p in trial.parameters() if p.requires_grad]
+    if not all(parameter.is_leaf for parameter in parameters):  # a copied script's are none
+        return
     optimizer = factory(trial)
+    if hasattr(optimizer, "train"):  # a schedule-free one steps in this mode alone
+        optimizer.train()
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
     with torch.random.fork_rng(devices=[]):

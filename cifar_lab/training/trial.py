@@ -6,6 +6,7 @@ are afterwards as they were. It is done on the CPU, before anything is compiled.
 
 from __future__ import annotations
 
+import io
 import logging
 import random
 import sysconfig
@@ -59,23 +60,52 @@ class Expected:
 
 
 def try_augmentation(pipeline: Pipeline, dataset: Dataset) -> None:
-    """Augments a few images of the dataset, on the CPU.
+    """Augments a few images of the dataset twice, on the CPU.
 
     Raises:
-        InputError: what comes back is no batch of images of that size and their labels.
+        InputError: its draws are not one for each image; what comes back is no batch of finite
+            images of that size and their labels, or not the same for the same draws.
     """
     images = torch.from_numpy(np.array(dataset.train.images[:_IMAGES]))
-    labels = torch.from_numpy(dataset.train.labels[:_IMAGES].astype(np.int64))
+    classes = len(dataset.classes)
+    labels = torch.tensor([0, classes - 1])[: len(images)]
     generator, size = torch.Generator().manual_seed(0), images.shape[-1]
-    draws = pipeline.draw(len(images), generator, size)
-    draws |= pipeline.draw_lasting(len(images), generator, size, epoch=0)
+    with untouched(None):
+        draws: dict[str, Any] = pipeline.draw(len(images), generator, size)
+        draws |= pipeline.draw_lasting(len(images), generator, size, epoch=0)
+    for name, drawn in draws.items():
+        if not isinstance(drawn, Tensor) or len(drawn) != len(images):
+            kind = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+            raise InputError(
+                f"transforms.{name}: draw({len(images)}, ...) gives {kind}; it must give one "
+                "tensor with a row for each image"
+            )
     plain = Normalization(mean=(0.0,) * 3, std=(1.0,) * 3, device=torch.device("cpu"))
     with untouched(None):
         augmented, of_them = pipeline.apply(images, labels, draws, plain)
+        again, _ = pipeline.apply(images, labels, draws, plain)
     if augmented.shape != images.shape or len(of_them) != len(images):
         raise InputError(
             f"transforms: give images {tuple(augmented.shape)} and labels {tuple(of_them.shape)} "
             f"for images {tuple(images.shape)}; each must keep the shape of a batch"
+        )
+    mixed = of_them.is_floating_point() and of_them.shape[1:] == (classes,)
+    if augmented.dtype != torch.float32 or not (mixed or of_them.dtype == torch.int64):
+        raise InputError(
+            f"transforms: give images of {augmented.dtype} and labels {tuple(of_them.shape)} of "
+            f"{of_them.dtype}; must be torch.float32, and torch.int64 or (images, {classes}) in "
+            "floating point"
+        )
+    if not mixed and not bool(((of_them >= 0) & (of_them < classes)).all()):
+        raise InputError(
+            f"transforms: give the labels {of_them.tolist()}; must lie in 0..{classes - 1}"
+        )
+    if not bool(torch.isfinite(augmented).all()):
+        raise InputError("transforms: give NaN or infinite pixels")
+    if not torch.equal(augmented, again):
+        raise InputError(
+            "transforms: give other images for the same draws; all randomness must come from "
+            "draw's generator, and no image may be changed in place before stage UNIT"
         )
 
 
@@ -94,9 +124,14 @@ def try_network(
         The outputs, (N, classes); None where it only runs on the device that will train.
 
     Raises:
-        InputError: nothing in it can be trained; it doesn't take such images; it gives anything but
-            finite logits, one for each class.
+        InputError: nothing in it can be trained; it doesn't take such images, or changes them; it
+            gives anything but finite logits, one for each class, that its parameters have a part
+            in; it uses parameters that are none of its own, or makes some on the way.
     """
+    names = [name for name, _ in network.named_parameters()]
+    check_keepable(
+        {k: v for k, v in network.state_dict().items() if not isinstance(v, Tensor)}, name
+    )
     if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         raise InputError(f"{name}: has lazy layers; give each its number of inputs")
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -114,6 +149,19 @@ def try_network(
                 f"{name}: fails on images of {size} in {stage} ({reason(error)})"
             ) from error
         _check_outputs(outputs, f"{name}: gives", expected.classes, advice, stage)
+        tracked = stage == "training" and not _is_scripted(network)
+        if tracked and not outputs.requires_grad:
+            raise InputError(
+                f"{name}: gives logits that no parameter which is trained has a part in; take "
+                "detach, no_grad and .data away"
+            )
+        if tracked and (shape := _not_its_own(outputs, network)) is not None:
+            raise InputError(
+                f"{name}: uses a parameter {shape} that it doesn't have: nothing would train or "
+                "keep it; layers in a list must be in a torch.nn.ModuleList"
+            )
+    if new := [name for name, _ in network.named_parameters() if name not in names]:
+        raise InputError(f"{name}: makes {new[0]} in its forward pass; make it in __init__")
     assert isinstance(outputs, Tensor)
     if expected.alone:
         try:
@@ -123,17 +171,63 @@ def try_network(
     return outputs.to(torch.float32)
 
 
+def _changed(buffer: Tensor, before: Tensor) -> bool:
+    # one of another shape is a cache that grows
+    return buffer.shape == before.shape and not torch.equal(buffer, before)
+
+
+def _is_scripted(network: nn.Module) -> bool:
+    # what a script is first called with decides how it is compiled: not for gradients here
+    return any(isinstance(module, torch.jit.ScriptModule) for module in network.modules())
+
+
+def _not_its_own(outputs: Tensor, network: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a leaf behind the outputs that is no parameter of the network's, if any."""
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    nodes, seen = [outputs.grad_fn], {outputs.grad_fn, None}
+    while nodes:
+        node = nodes.pop()
+        leaf = getattr(node, "variable", None)  # of an AccumulateGrad
+        if isinstance(leaf, Tensor) and leaf.data_ptr() not in own:
+            return tuple(leaf.shape)
+        following = [n for n, _ in getattr(node, "next_functions", ()) if n not in seen]
+        seen.update(following)
+        nodes += following
+    return None
+
+
 def _outputs(network: nn.Module, expected: Expected, stage: str, *, images: int = _IMAGES) -> Any:
     # 64-true, 16-true and bf16-true convert network and images to one type
     converts = expected.precision.endswith("-true") and not expected.precision.startswith("32")
     dtype = next(p.dtype for p in network.parameters()) if converts else torch.float32
 
+    tracked = stage == "training" and not _is_scripted(network)
+
     def outputs(count: int) -> Any:
         noise = torch.randn(count, *expected.size, generator=torch.Generator().manual_seed(0))
-        with untouched(network), torch.no_grad():
+        given = noise.to(dtype, copy=True)
+        kept = network.state_dict()
+        passing = {k: b.clone() for k, b in network.named_buffers() if k not in kept}
+        with untouched(network), torch.set_grad_enabled(tracked):
             if stage == "evaluation":
                 network.eval()
-            return network(noise.to(dtype))
+            found = network(given)
+            if stage == "training":
+                for name, before in passing.items():
+                    if _changed(network.get_buffer(name), before):
+                        raise ValueError(
+                            f"{name} changes and is in no checkpoint: a run that goes on, and one "
+                            "that is read again, would begin with another; make it persistent"
+                        )
+            real = isinstance(found, Tensor) and found.is_floating_point()
+            if tracked and real and found.requires_grad:
+                # not autograd.grad, which goes through no checkpointed segment
+                found.sum().backward()
+                for parameter in network.parameters():
+                    parameter.grad = None
+        if not torch.equal(given, noise.to(dtype)):
+            raise ValueError("its images are changed in place; others see them too: work on a copy")
+        return found
 
     try:
         return outputs(images)
@@ -193,6 +287,20 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
     if mixes:
         mixed = 0.7 * nn.functional.one_hot(labels, classes) + 0.3 / classes
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
+
+
+def check_keepable(state: Any, name: str) -> None:
+    """Raises InputError for a state that a checkpoint wouldn't give back."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{name}: a checkpoint can't keep its state ({type(error).__name__}); must be tensors "
+            "and plain values alone"
+        ) from error
 
 
 def check_weight(weight: Any, classes: int) -> None:
@@ -264,15 +372,21 @@ def _falls_without_end(loss: Loss, labels: Tensor, classes: int) -> bool:
     # where the right logit is large a loss on logits is near its lower bound; -log p has none
     right = nn.functional.one_hot(labels, classes).float()
     try:
-        large, larger = (float(_value_of(loss, scale * right, labels)) for scale in (1e3, 1e6))
+        large, larger = (
+            float(_value_of(loss, scale * right, labels).detach()) for scale in (1e3, 1e6)
+        )
     except Exception:
         return False  # it is particular about its inputs, and took those of the network
     return larger < large - 1e3
 
 
 def _value_of(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    before = logits.detach().clone(), labels.clone()
     with untouched(loss):
-        return loss(logits, labels)
+        value = loss(logits, labels)
+    if not (torch.equal(logits, before[0]) and torch.equal(labels, before[1])):
+        raise ValueError("changes them in place, and the accuracy is of the same: work on a copy")
+    return value
 
 
 def _are_one(values: Tensor) -> bool:
@@ -298,9 +412,8 @@ def untouched(part: object) -> Iterator[None]:
         np.random.set_state(numpy)
         for child, mode in modes:
             child.training = mode
-        now = dict(
-            module.named_buffers()
-        )  # by name: a forward pass may put new ones in their place
+        # by name: a forward pass may put new ones in their place
+        now = dict(module.named_buffers())
         for name, before in buffers:
             now[name].data = before
 

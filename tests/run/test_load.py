@@ -268,6 +268,14 @@ def test_a_network_from_elsewhere_is_called_only_where_it_is_trusted(
         "class Net(nn.Sequential):\n"
         "    def __init__(self, num_classes: int) -> None:\n"
         "        super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+        "        self.calls = 0\n"
+        "    def forward(self, images):\n"
+        "        self.calls += self.training\n"
+        "        return super().forward(images) / (1 + self.calls)\n"
+        "    def get_extra_state(self):\n"
+        "        return {'calls': self.calls}\n"
+        "    def set_extra_state(self, state):\n"
+        "        self.calls = state['calls']\n"
     )
     base = [a for a in QUICK if not a.startswith("model")]
     model = ("model=cnn", "~model.width", "~model.dropout", "model._target_=own_net.Net")
@@ -277,7 +285,17 @@ def test_a_network_from_elsewhere_is_called_only_where_it_is_trusted(
     with pytest.raises(InputError, match=r"own_net\.Net: is not a part of a run.*--trust own_net"):
         load_run(tmp_path / "run")
     assert "own_net" not in sys.modules
-    holds(load_run(tmp_path / "run", trust=["own_net"]))
+    again = load_run(tmp_path / "run", trust=["own_net"])
+    holds(again)
+    assert (
+        again.model.network.state_dict()["_extra_state"]["calls"] > 0
+    )  # its extra state, which scales its logits
+    begun = (f"init_from={tmp_path}/run", f"hydra.run.dir={tmp_path}/begun")
+    assert train(merged(*base, *model, *begun)).record.init is not None
+    del sys.modules["own_net"]
+    (tmp_path / "own_net.py").unlink()
+    with pytest.raises(InputError, match=r"^model\._target_=own_net\.Net: No module named 'own_"):
+        load_run(tmp_path / "run", trust=["own_net"])
 
 
 @pytest.mark.parametrize(

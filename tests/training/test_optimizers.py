@@ -124,6 +124,12 @@ def split(named_parameters, *, lr, head_lr):
     rest = [(n, p) for n, p in named if not n.startswith("fc")]
     return torch.optim.SGD([{"params": rest}, {"params": head, "lr": head_lr}], lr=lr)
 
+def of_none(named_parameters, *, lr):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=lr)
+
+def of_a_tensor(named_parameters, *, lr):
+    return torch.optim.Adam([p for _, p in named_parameters], lr=torch.tensor(lr))
+
 def lists(named_parameters, *, lr):
     return [p for _, p in named_parameters]
 """
@@ -153,6 +159,17 @@ def test_a_factory_of_ones_own_gets_names(lab: Lab, tmp_path: Path) -> None:
     rest, head = groups_of(tmp_path / "run")
     assert head["param_names"] == ["fc.weight", "fc.bias"]
     assert (rest["lr"], head["lr"]) == (0.03, 0.5)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_rate_in_a_tensor_is_logged_as_it_was(lab: Lab, tmp_path: Path) -> None:
+    """Schedules change it in place."""
+    status, _, err = lab(
+        *(*TINY, *SWITCH, "~optimizer.fused", "trainer.max_epochs=1"),
+        *("optimizer._target_=own_optimizers.of_a_tensor", f"hydra.run.dir={tmp_path}/run"),
+    )
+    assert (status, err) == (0, "")
+    assert record_of(tmp_path / "run")["metrics"]["lr"] > 0
 
 
 def test_groups_are_chosen_without_a_plus(lab: Lab, tmp_path: Path) -> None:
@@ -192,6 +209,15 @@ def wrong(*arguments: str) -> Sequence[str]:
             wrong("optimizer._target_=own_optimizers.lists", *SWITCH, "~optimizer.fused"),
             ["optimizer._target_: list is no torch.optim.Optimizer"],
         ),
+        (
+            wrong("optimizer._target_=own_optimizers.of_none", *SWITCH, "~optimizer.fused"),
+            ["optimizer._target_: gives an optimizer of a parameter (3,) that is none of the netw"],
+        ),
+        (
+            wrong("+optimizer.groups.head={parameters: fc*, nesterov: often}"),
+            ["optimizer: ", "nesterov"],
+        ),
+        (wrong("+optimizer.groups.head=null"), ["optimizer.groups.head=null: must say its param"]),
         (
             wrong("optimizer._target_=own_optimizers.split", *SWITCH, "~optimizer.fused"),
             ["optimizer", "head_lr"],

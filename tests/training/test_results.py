@@ -301,3 +301,43 @@ def test_a_failure_after_the_test_is_one_but_the_result_is_on_record(
     with np.load(tmp_path / "run" / "predictions.npz") as kept:
         assert (kept["logits"].argmax(1) == kept["labels"]).mean() == record["metrics"]["test/acc"]
     assert math.isfinite(record["metrics"]["test/loss"])
+
+
+class SameName(Callback):
+    """Logs under a name that the run has for its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log(self.name, 0.99)
+
+
+def test_a_callback_can_not_mix_its_number_into_the_run_s(lab: Lab, tmp_path: Path) -> None:
+    """Lightning logs the mean of both."""
+    asked = (*TINY, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run")
+    own = "+callbacks.own={_target_:tests.training.test_results.SameName,name:test/acc}"
+    status, _, err = lab(*asked, own)
+    assert (status, err) == (
+        0,
+        "test/acc: a callback's is left out, for the run logs its own; rename it\n",
+    )
+    with np.load(tmp_path / "run" / "predictions.npz") as found:
+        accuracy = (found["logits"].argmax(1) == found["labels"]).mean()
+    assert record_of(tmp_path / "run")["metrics"]["test/acc"] == pytest.approx(accuracy)
+
+
+class Unkept(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"path": Path()}
+
+
+def test_a_callback_whose_state_no_checkpoint_gives_back_is_refused(
+    lab: Lab, tmp_path: Path
+) -> None:
+    own = "+callbacks.own={_target_:tests.training.test_results.Unkept}"
+    status, _, err = lab(*TINY, own, f"hydra.run.dir={tmp_path}/run")
+    assert status == 2
+    assert err.startswith("cifar_lab: callbacks.own: a checkpoint can't keep its state (")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

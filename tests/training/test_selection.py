@@ -339,7 +339,7 @@ def test_a_metric_that_no_validation_logs_ends_the_run(lab: Lab, tmp_path: Path)
     record = record_of(tmp_path / "run")
     assert record["status"] == "failed"
     line = "callbacks.checkpoints.monitor=val/f1: the validation didn't log it"
-    assert record["error"] == f"InputError: {line}; it logged val/acc, val/loss"
+    assert record["error"] == f"{line}; it logged val/acc, val/loss"
     assert line in err
     assert "test/acc" not in record["metrics"]
 

@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from cifar_lab.data.augment import Pipeline, Stage, Transform
+from cifar_lab.data.dataset import Dataset
+from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.errors import InputError
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.callbacks.rng import rng_state
-from cifar_lab.training.trial import Expected, try_loss, try_network
+from cifar_lab.training.layout import fingerprint
+from cifar_lab.training.trial import Expected, try_augmentation, try_loss, try_network
 from tests.conftest import TINY
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -58,6 +63,72 @@ class Broken(Linear):
         raise RuntimeError("too small for me\nand more")
 
 
+class Hidden(Linear):
+    """Keeps a layer in a plain list, where nothing trains it or keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(10, 10)]
+
+    def forward(self, images: Tensor) -> Any:
+        return self.layers[0](super().forward(images))
+
+
+class Passing(Linear):
+    """Its mean moves in training, and no checkpoint has it."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * images.mean()
+        return super().forward(images - self.mean)
+
+
+class Late(Linear):
+    """Makes a layer when it is first called."""
+
+    def forward(self, images: Tensor) -> Any:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(10, 10)
+        return self.late(super().forward(images))
+
+
+class InPlace(Linear):
+    def forward(self, images: Tensor) -> Any:
+        return super().forward(images.mul_(2))
+
+
+class Checkpointed(Linear):
+    """Computes a part of its forward pass again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(10, 10)
+
+    def forward(self, images: Tensor) -> Any:
+        first = super().forward(images)
+        return checkpoint(self.second, first, use_reentrant=True)
+
+
+class Stateful(Linear):
+    """Has an extra state beside its tensors."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
 class Ghost(Linear):
     """Cuts each batch into four parts, so that two images are too few."""
 
@@ -87,6 +158,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "nothing to train": (nn.Flatten, "has no parameters to train"),
     "all frozen": (lambda: Linear().requires_grad_(False), "has no parameters to train"),
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "has lazy layers"),
+    "detached": (lambda: Linear(Tensor.detach), "that no parameter which is trained has a part in"),
+    "a hidden layer": (Hidden, "uses a parameter (10, 10) that it doesn't have"),
+    "a passing buffer": (Passing, "mean changes and is in no checkpoint"),
+    "a late layer": (Late, "makes late.weight in its forward pass; make it in __init__"),
+    "images in place": (InPlace, "its images are changed in place"),
+    "a lost gradient": (lambda: Linear(lambda y: y.exp().mul_(2)), "by an inplace operation"),
+    "a state of objects": (lambda: Stateful(Path), "a checkpoint can't keep its state"),
     "another type": (lambda: Linear().double(), "fails on images of 3x32x32 in training"),
 }
 
@@ -117,6 +195,8 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     ),
     "float64": (lambda: Linear().double(), {"precision": "64-true"}),
     "bfloat16": (lambda: Linear().bfloat16(), {"precision": "bf16-true"}),
+    "a checkpointed segment": (Checkpointed, {}),
+    "an extra state": (lambda: Stateful({"steps": 3}), {}),
     "a norm of its own": (lambda: flat(nn.utils.weight_norm(nn.Linear(3072, 10))), {}),
     "a norm with a state": (lambda: flat(nn.utils.spectral_norm(nn.Linear(3072, 10))), {}),
 }
@@ -134,7 +214,8 @@ def test_a_network_that_fits_is_as_it_was_and_so_are_the_generators(kind: str) -
     assert outputs is not None
     assert outputs.shape == (2, changes.get("classes", 10))
     assert outputs.dtype == torch.float32
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in state.items())
+    after = network.state_dict()
+    torch.testing.assert_close(dict(after), dict(state), rtol=0, atol=0)
     assert [module.training for module in network.modules()] == modes
     assert all(p.grad is None for p in network.parameters())
     after = rng_state()
@@ -149,6 +230,75 @@ def test_a_network_for_a_gpu_alone_is_not_judged_on_the_cpu() -> None:
     assert try_network(Linear(only_there), expected(device="cuda"), name="Net") is None
     with pytest.raises(InputError, match="no kernel"):
         try_network(Linear(only_there), expected(device="cpu"), name="Net")
+
+
+def test_weights_are_told_apart_beside_an_extra_state() -> None:
+    network = Stateful({"steps": 3})
+    before = fingerprint(network)
+    assert fingerprint(network) == before
+    with torch.no_grad():
+        network.linear.bias.add_(1)
+    assert fingerprint(network) != before
+
+
+# --- the augmentation -----------------------------------------------------------------------------
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Own(Transform):
+    """Adds noise, all of it drawn; or what a function makes of images, labels and draws."""
+
+    stage = Stage.UNIT
+
+    def __init__(
+        self,
+        change: Callable[[Tensor, Tensor], Pair] = lambda x, y: (x, y),
+        draws: Callable[[int, torch.Generator], Any] = lambda n, g: torch.rand(n, generator=g),
+    ) -> None:
+        self.change = change
+        self.draws = draws
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Any:
+        return self.draws(count, generator)
+
+    def apply(self, images: Tensor, labels: Tensor, draws: Tensor) -> Pair:
+        return self.change(images + draws.view(-1, 1, 1, 1), labels)
+
+
+AUGMENTATIONS: dict[str, tuple[Own, str]] = {
+    "half": (Own(lambda x, y: (x.half(), y)), "images of torch.float16"),
+    "double": (Own(lambda x, y: (x.double(), y)), "images of torch.float64"),
+    "float labels": (Own(lambda x, y: (x, y.float())), "labels (2,) of torch.float32"),
+    "other labels": (Own(lambda x, y: (x, y + 1)), "the labels [1, 10]; must lie in 0..9"),
+    "no numbers": (Own(lambda x, y: (x / 0, y)), "give NaN or infinite pixels"),
+    "its own chance": (Own(lambda x, y: (x + torch.rand(()), y)), "for the same draws"),
+    "smaller": (Own(lambda x, y: (x[..., :16], y)), "each must keep the shape of a batch"),
+    "few draws": (Own(draws=lambda n, g: torch.rand(1, generator=g)), "gives (1,); it must give"),
+    "no draws": (Own(draws=lambda n, g: None), "gives NoneType; it must give one tensor"),
+}
+
+
+def synthetic(count: int = 12) -> Dataset:
+    return make_synthetic(train_size=count, test_size=count, data_seed=0)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_augmentation_that_does_not_fit_is_told_in_one_line(name: str) -> None:
+    transform, reason = AUGMENTATIONS[name]
+    rng = torch.get_rng_state()
+    with pytest.raises(InputError) as refused:
+        try_augmentation(Pipeline(transforms={"own": transform}), synthetic())
+    assert str(refused.value).startswith("transforms")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("labels", [lambda y: y, lambda y: nn.functional.one_hot(y, 10).float()])
+def test_an_augmentation_that_fits_passes(labels: Callable[[Tensor], Tensor]) -> None:
+    fits = Pipeline(transforms={"own": Own(lambda x, y: (x, labels(y)))})
+    try_augmentation(fits, synthetic())
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -221,6 +371,7 @@ UNFIT: dict[str, tuple[Any, bool, str]] = {
     "a number": (lambda x, y: 1.0, False, "gives 1.0; it must give the mean"),
     "no gradient": (lambda x, y: (x.argmax(1) != y).float().mean(), False, "be differentiated"),
     "no logits in it": (lambda x, y: y.float().mean().requires_grad_(), False, "be differentiated"),
+    "labels in place": (lambda x, y: focal(x, y.zero_()), False, "changes them in place"),
     "no number": (lambda x, y: (x / 0).mean(), False, "must be finite for an untrained"),
 }
 

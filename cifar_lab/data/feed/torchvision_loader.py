@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from cifar_lab.errors import InputError
 from cifar_lab.records.files import shorten_paths_of_sockets
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from torchvision.transforms import v2
 
 _WITH_COUNTERPART = (RandomFlip, RandomCrop, ColorJitter, TrivialAugment, RandAugment)
@@ -108,6 +111,7 @@ class TorchvisionLoader(EpochLoader):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=let_go,
             # its seeds for the workers, which nothing uses, would come from the global generator
             generator=torch.Generator(),
         )
@@ -143,6 +147,24 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_go(worker: int) -> None:
+    """Has a worker say nothing of a connection that the training process breaks off.
+
+    Which it does where a signal ends it while a batch is handed over: the thread of
+    `multiprocessing.resource_sharer` would print that, behind the line that says how to go on.
+
+    Args:
+        worker: its number, which torch gives.
+    """
+    say = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            say(kind, error, at)
+
+    sys.excepthook = hook
 
 
 def _end_workers() -> None:

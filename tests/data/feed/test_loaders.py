@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cifar_lab.data.augment import (
 )
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
 from cifar_lab.data.feed.epoch import EpochLoader, Share, epoch_order, stream
+from cifar_lab.data.feed.torchvision_loader import let_go
 
 CPU = torch.device("cpu")
 
@@ -370,3 +372,18 @@ def test_each_image_is_seen_both_ways_in_any_two_epochs_in_a_row(world_size: int
     assert 10 < mirrored < 40
     other = by_image(epoch_of(make_loader(pipeline=alternating, seed=1), 0))
     assert any(not torch.equal(other[number], first[number]) for number in first)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ConnectionResetError(104, "reset"), False), (EOFError(), False), (ValueError("x"), True)],
+    ids=repr,
+)
+def test_a_worker_says_nothing_of_a_connection_that_was_broken_off(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: bool
+) -> None:
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, value, at: heard.append(value))
+    let_go(0)
+    sys.excepthook(type(error), error, None)
+    assert heard == [error] * said

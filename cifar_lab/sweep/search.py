@@ -14,19 +14,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cifar_lab.errors import InputError
 from cifar_lab.records.credentials import hide, hide_by_form, masked
 from cifar_lab.records.digest import changes_no_result, flatten
-from cifar_lab.records.record import SETTLED, RunRecord, record_of
+from cifar_lab.records.record import SETTLED, RunRecord, Timings, record_of
 from cifar_lab.sweep.folder import SweepFolder
 from cifar_lab.sweep.jobs import make_job
 from cifar_lab.sweep.points import Point
 from cifar_lab.sweep.space import Space, in_words
 from cifar_lab.sweep.supervisor import SweepJob
 
-PRUNED_ON = "val/acc"
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("hyperband", "asha", "median")
 _JOB, _PLACE = "job", "sweep_dir"
 _CONFIG, _IMAGES = "config", "images"  # of the study: what all trials have in common
 _NONE = object()
+# Of an objective's numbers those that are no metric, and so of no epoch.
+_KNOWN_BESIDE = {*Timings.model_fields, *RunRecord.model_fields}
 # What a diverged job's objective is where no job has a value yet that could be the worst.
 _WORSE_THAN_ANY = 1e9
 
@@ -52,6 +53,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"sweep.pruner={settings['pruner']}: Optuna prunes for one objective, and there are "
             f"{len(names)}; set sweep.pruner=null or leave one objective"
+        )
+    if settings["pruner"] is not None and names[0] in _KNOWN_BESIDE:
+        raise InputError(
+            f"sweep.pruner={settings['pruner']}: prunes by the objective of each epoch, and "
+            f"sweep.objectives=[{names[0]}] has none; set sweep.pruner=null, or search for val/acc"
         )
     if settings["n_trials"] < 1:
         raise InputError(f"sweep.n_trials={settings['n_trials']}: must be at least 1")
@@ -249,11 +255,12 @@ class StudySource:
         return None
 
     def prunes(self, job: SweepJob) -> bool:
-        """Reports each epoch's validation accuracy, and asks the pruner."""
+        """Reports each epoch's objective, and asks the pruner: both know one direction."""
         name = job.run_dir.name
         epochs = 0 if job.record is None else job.record.epochs
-        value = _value(job.record, PRUNED_ON)
-        if not self._prunes or value is None or epochs <= self._reported.get(name, 0):
+        if not self._prunes or epochs <= self._reported.get(name, 0):
+            return False
+        if (value := _value(job.record, next(iter(self._objectives)))) is None:
             return False
         self._reported[name] = epochs
         trial = self._trials[name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from cifar_lab.errors import InputError
 from tests.conftest import TINY, record_of
@@ -102,6 +104,10 @@ def test_what_may_change_in_a_study_is_said(then: str, here: str, said: str | No
 
 WRONG = [
     (["sweep.pruner=hyperband", "sweep.objectives=[val/acc,fit_s]", TWO], "prunes"),
+    (
+        ["sweep.pruner=asha", "sweep.objectives=[fit_s]", "sweep.directions=[minimize]"],
+        "sweep.objectives=[fit_s] has none",
+    ),
     (["sweep.objectives=[test/acc]"], "the test split selects nothing"),
     (["sweep.directions=[up]"], "maximize or minimize"),
     (["sweep.sampler=magic"], "tpe, random, grid"),
@@ -167,6 +173,45 @@ def test_a_point_that_is_drawn_again_is_not_run_again(lab: Lab, tmp_path: Path) 
     assert set(states_of(tmp_path / "sweep")) <= {"COMPLETE", "FAIL"}
     values = {(t.params[LR], t.value) for t in trials_of(tmp_path / "sweep") if t.values}
     assert len(values) == 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "direction"), [("val/acc", "maximize"), ("val/loss", "minimize")]
+)
+@pytest.mark.parametrize("better_first", [True, False])
+def test_of_two_trials_the_worse_is_pruned_whichever_way_is_better(
+    tmp_path: Path, objective: str, direction: str, better_first: bool
+) -> None:
+    from cifar_lab.records.record import RunRecord
+    from cifar_lab.sweep.folder import SweepFolder
+    from cifar_lab.sweep.points import Point
+    from cifar_lab.sweep.search import StudySource
+    from cifar_lab.sweep.space import parse_space
+    from cifar_lab.sweep.supervisor import SweepJob
+
+    def make_point(overrides: list[str]) -> Point:
+        digest = sha256(" ".join(overrides).encode()).hexdigest()
+        return Point(tuple(overrides), {}, OmegaConf.create(), {"seed": 0}, digest)
+
+    study = optuna.create_study(
+        direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=1)
+    )
+    settings = {"objectives": [objective], "directions": [direction], "pruner": "median"}
+    settings |= {"n_trials": 2, "sampler": "random", "storage": None}
+    space = parse_space(OverridesParser.create().parse_overrides([f"{LR}=interval(0.1,1)"]))
+    source = StudySource(study, space, settings, SweepFolder(tmp_path), make_point, [])
+    good, bad = {"val/acc": 0.9, "val/loss": 0.3}, {"val/acc": 0.1, "val/loss": 2.3}
+    pruned = []
+    for metrics in (good, bad) if better_first else (bad, good):
+        job = source.next()
+        assert isinstance(job, SweepJob)
+        for epochs in (1, 2):
+            job.record = RunRecord(status="running", epochs=epochs, metrics=dict(metrics))
+            if source.prunes(job):
+                pruned.append(metrics)
+        job.status = "finished"
+        source.ended(job)
+    assert pruned == ([bad, bad] if better_first else [])
 
 
 @pytest.mark.slow

@@ -167,6 +167,7 @@ class Tester:
         self._accelerator = {"cuda": "gpu"}.get(kind, kind)
         # the last bits of a sum depend on their number
         self._threads = config.get("threads") if kind == "cpu" else None
+        self._matmul_precision = str(config.get("matmul_precision", "highest"))
 
     def _kind(self) -> str:
         asked = str(self._settings.get("accelerator", "auto"))
@@ -209,13 +210,15 @@ class Tester:
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()
         means: dict[str, float] = {}
         self._classifier.keep_result = means.update
-        threads = torch.get_num_threads()
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
         try:
             with settings_of_record(self._folder):
                 torch.set_num_threads(self._threads or threads)
+                torch.set_float32_matmul_precision(self._matmul_precision)
             trainer.test(self._classifier, dataloaders=loader, verbose=False)
         finally:
             torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
             data.trainer = None
         logits = self._classifier.test_logits.clone()
         if wrong := int((~logits.isfinite().all(1)).sum()):

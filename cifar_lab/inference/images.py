@@ -150,6 +150,7 @@ def feed_of(run: Run, dataset: Dataset, *, hold_out: bool = False) -> Given:
             channels=Channels(run.mean, run.std),
         ),
         batch_size=node.get("batch_size", 128),
+        eval_batch_size=node.get("eval_batch_size"),
         val_size=node.get("val_size", 0) if hold_out else 0,
         val_seed=node.get("val_seed", 0),
         normalization="channel",

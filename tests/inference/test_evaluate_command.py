@@ -107,7 +107,9 @@ def test_its_own_images_from_another_place(
     root = write_class_folders(tmp_path / "mine", ("a", "b", "c"), train=8)
     kept = [a for a in QUICK if not a.startswith("data")]
     data = ("data=folders", f"data.root={root}", "data.val_size=6", "data.batch_size=8")
-    run = finish(tmp_path / "run", *kept, *data)
+    # a mean with weights of the classes is of each batch
+    batches = ("data.eval_batch_size=5", "+loss.weight=[1,2,3]")
+    run = finish(tmp_path / "run", *kept, *data, *batches)
     at_home = as_json(capfd, run)["runs"][0]
     moved = zipped(root, tmp_path / "moved.zip")
     shutil.rmtree(root)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from cifar_lab.errors import InputError
+from cifar_lab.inference import evaluation
 from cifar_lab.inference.evaluation import (
     Outputs,
     calibration,
@@ -15,6 +19,8 @@ from cifar_lab.inference.evaluation import (
     fit_temperature,
     summarize,
 )
+from cifar_lab.inference.images import own_images
+from cifar_lab.run.load import load_run
 
 
 def drawn(count: int = 4000, classes: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,3 +95,17 @@ def test_an_ensemble_is_the_mean_of_the_probabilities() -> None:
     torch.testing.assert_close(alone.logits.softmax(1), logits.softmax(1))
     with pytest.raises(InputError, match="no ensemble"):
         ensemble([outputs(logits, labels), outputs(other, labels.roll(1))])
+
+
+def test_products_of_matrices_are_as_exact_as_the_run_had_them(finished: Path) -> None:
+    run = load_run(finished)
+    config = {**run.config, "matmul_precision": "medium"}
+    run = replace(run, record=run.record.model_copy(update={"config": config}))
+    seen: set[str] = set()
+    run.model.network.register_forward_hook(
+        lambda *_: seen.add(torch.get_float32_matmul_precision())
+    )
+    before = torch.get_float32_matmul_precision()
+    evaluation.Tester(run).test(own_images(run))
+    assert seen == {"medium"}
+    assert torch.get_float32_matmul_precision() == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,8 +236,25 @@ def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str
     if depends_on_length(locate("scheduler", target), config["scheduler"]):
         name = target.rpartition(".")[2]
         return f"whose learning rates depend on that number (scheduler={name})"
+    if (key := next(_shares_of_the_fit(config), None)) is not None:
+        return f"in which {key} depends on that number"
     if config["trainer"].get("max_steps", -1) != -1:
         return "which trainer.max_steps bounds as well"
     if record.status == "finished" and record.epochs < epochs:
         return f"which stopped early, after {record.epochs}"
     return None
+
+
+def _shares_of_the_fit(config: Mapping[str, Any]) -> Iterator[str]:
+    """Keys whose part of a fit lies elsewhere in a longer one."""
+    for name, node in config["callbacks"].items():
+        if not str(node.get("_target_")).startswith("cifar_lab."):
+            continue
+        for key in ("start_fraction", "power"):
+            if node.get(key):
+                yield f"callbacks.{name}.{key}"
+        if "start_fraction" in node and node.get("every_steps"):  # and the last weights beside
+            yield f"callbacks.{name}.every_steps"
+    for name, group in (config["optimizer"].get("groups") or {}).items():
+        if "until" in group:
+            yield f"optimizer.groups.{name}.until"

@@ -37,6 +37,12 @@ def composed() -> Config:
     return run_config(compose([*TINY, "scheduler=constant", "trainer.max_epochs=1"]))
 
 
+def without_callbacks(*overrides: str) -> Config:
+    """The same with others' callbacks than the fewest."""
+    fewest = [one for one in TINY if not one.startswith(("callbacks=", "trainer.max_epochs="))]
+    return run_config(compose([*fewest, "scheduler=constant", "trainer.max_epochs=1", *overrides]))
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """A folder that holds a run of this configuration, finished unless `fields` say otherwise."""
@@ -257,6 +263,34 @@ def test_a_schedule_that_depends_on_the_length_is_named(make: Make) -> None:
     assert f"trainer.max_epochs=4: {folder} holds a run of 1 epochs, whose learning rates" in said
     assert "(scheduler=cosine); choose another folder for one of 4" in said
     assert said.endswith("or give trainer.max_epochs=1")
+
+
+SHARES = {
+    "callbacks.swa.start_fraction": "callbacks=swa",
+    "callbacks.swa.every_steps": (
+        "callbacks=swa callbacks.swa.start_fraction=0 callbacks.swa.every_steps=3"
+    ),
+    "callbacks.sam.start_fraction": "callbacks=sam callbacks.sam.start_fraction=0.8",
+    "callbacks.lookahead.power": "callbacks=lookahead +callbacks.lookahead.power=3",
+    "optimizer.groups.early.until": "+optimizer.groups.early.parameters=biases "
+    "+optimizer.groups.early.until=1.0",
+}
+
+
+@pytest.mark.parametrize("key", SHARES)
+def test_an_ingredient_at_a_share_of_the_fit_is_named(make: Make, key: str) -> None:
+    begun = without_callbacks(*SHARES[key].split())
+    folder, longer = make(begun)
+    longer["trainer"]["max_epochs"] = 4
+    assert f"holds a run of 1 epochs, in which {key} depends on that" in refused(folder, longer)
+
+
+@pytest.mark.parametrize("group", ["ema", "early_stopping", "sam", "lookahead", "swa"])
+def test_one_that_is_at_no_share_of_it_goes_on(make: Make, group: str) -> None:
+    begins = ["callbacks.swa.start_fraction=0"] if group == "swa" else []
+    folder, longer = make(without_callbacks(f"callbacks={group}", *begins))
+    longer["trainer"]["max_epochs"] = 4
+    assert find(folder, longer).checkpoint is not None
 
 
 def test_a_schedule_that_is_gone_is_named_by_its_key(make: Make) -> None:

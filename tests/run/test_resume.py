@@ -244,6 +244,36 @@ def test_a_longer_run_with_a_constant_rate_equals_one_that_was_long_from_the_sta
     same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        "callbacks=ema",
+        "callbacks=sam",
+        "callbacks=lookahead",
+        "callbacks=swa callbacks.swa.start_fraction=0",
+        "callbacks=swa callbacks.swa.start_fraction=0 callbacks.swa.every_steps=5",
+        "callbacks=swa callbacks.swa.start_fraction=0.4",
+        "callbacks=sam callbacks.sam.start_fraction=0.5",
+        "callbacks=lookahead +callbacks.lookahead.power=3",
+        "+optimizer.groups.early.parameters=biases +optimizer.groups.early.until=0.5",
+        "hard_examples.share=0.5 hard_examples.proxy={width:2}",
+    ],
+)
+def test_a_longer_run_equals_one_that_was_long_from_the_start_or_is_refused(
+    lab: Lab, tmp_path: Path, more: str
+) -> None:
+    both = (*SMALL, "scheduler=constant", *more.split())
+    assert lab(*both, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    longer = (*both, "trainer.max_epochs=4")
+    status, _, err = lab(*longer, f"hydra.run.dir={tmp_path}/cut")
+    if status == 2:
+        assert "depends on that number" in err
+        return
+    assert lab(*longer, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_a_longer_run_is_refused_where_the_schedule_depends_on_the_length(
     lab: Lab, whole: Path
 ) -> None:

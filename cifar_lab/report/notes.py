@@ -35,6 +35,14 @@ def notes(groups: Sequence[Group], rankings: Sequence[Ranking]) -> list[str]:
     ]
     if untested:
         found.append(f"finished runs without a test accuracy, not counted: {_list(untested)}")
+    departed = [
+        f"{run.name} ({departure})"
+        for group in groups
+        for run in group.counted
+        for departure in run.record.departures[:1]
+    ]
+    if departed:
+        found.append(f"runs that were not made as configured, and count: {_list(departed)}")
     if lost := [group.label for group in groups if _has_lost_seeds(group)]:
         found.append(
             "means of the seeds that survived, others failed, diverged or were pruned: "

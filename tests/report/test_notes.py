@@ -167,6 +167,14 @@ def test_a_finished_run_without_a_test_accuracy_is_told_of(tmp_path: Path) -> No
     assert notes_of(tmp_path) == ["finished runs without a test accuracy, not counted: a1"]
 
 
+def test_a_run_that_was_not_made_as_configured_is_told_of(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", lr=0.2, departures=["no weights were averaged", "and more"])
+    assert notes_of(tmp_path) == [
+        "runs that were not made as configured, and count: b (no weights were averaged)"
+    ]
+
+
 def test_runs_of_different_lengths_are_told_of(tmp_path: Path) -> None:
     write_run(tmp_path / "a0", seed=0)
     write_run(tmp_path / "a1", seed=1, val=(0.3, 0.4, 0.5, 0.5, 0.5))

@@ -156,6 +156,25 @@ def test_weights_are_not_averaged_in_half_precision(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "callbacks=ema",
+        "callbacks=swa callbacks.swa.start_fraction=0 callbacks.swa.every_steps=1",
+        "callbacks=schedule_free optimizer=schedule_free scheduler=none",
+    ],
+)
+def test_in_float64_they_are_averaged_in_it(lab: Lab, tmp_path: Path, arguments: str) -> None:
+    kept = [a for a in ONE_BATCH if not a.startswith(("callbacks", "optimizer", "trainer.max"))]
+    more = ("trainer.precision=64-true", "trainer.max_epochs=3", f"hydra.run.dir={tmp_path}/run")
+    status, _, err = lab(*kept, *arguments.split(), *more)
+    assert status == 0, err
+    averages = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {weight.dtype for weight in averages.values()} == {torch.float64}
+    # which float32 can't hold
+    assert any(bool((weight != weight.float()).any()) for weight in averages.values())
+
+
 def test_such_an_average_would_stand_still() -> None:
     from torch.optim.swa_utils import get_ema_multi_avg_fn
 

@@ -42,6 +42,12 @@ class Averages(WeightAveraging, SupportsMultistep):
         self._count = 0  # of averaged weights
         self._swapped = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The averages are as wide as the weights will be, which the trainer widens after this."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            trainer.precision_plugin.convert_module(average_model(self))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -87,10 +87,10 @@ class DataModule(LightningDataModule, ABC):
             check_choice(f"data.{key}", getattr(self, key), (True, False))
         if self.transform is not None and self.loader == "device":
             raise InputError("data.transform: works on single images; add data.loader=torchvision")
-        if self.loader == "torchvision" and self.transform is None:
-            from cifar_lab.data.feed.torchvision_loader import check_per_sample
+        if self.loader == "torchvision":
+            from cifar_lab.data.feed.torchvision_loader import check_per_sample, check_replaced
 
-            check_per_sample(self.augment)
+            (check_per_sample if self.transform is None else check_replaced)(self.augment)
         self._dataset: Dataset | None = None
         self._placed: dict[tuple[str, torch.device], Tensor] = {}
         self._multistep: Multistep | None = None

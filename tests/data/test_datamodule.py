@@ -263,7 +263,7 @@ def test_a_transform_of_ones_own_replaces_the_augmentation() -> None:
         loader="torchvision",
         transform=lambda image: image * 0,
         normalization="half",
-        augment=Pipeline(transforms={"mixup": Mixup(alpha=1, p=1)}),
+        augment=Pipeline(transforms={"flip": RandomFlip(p=0.5)}),
     )
     loader = data.train_dataloader()
     assert isinstance(loader, TorchvisionLoader)
@@ -305,6 +305,9 @@ def test_opening_twice_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.channel_mean == SYNTHETIC_MEAN  # those of the images that were opened
 
 
+OWN = {"loader": "torchvision", "transform": abs}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -327,6 +330,14 @@ def test_opening_twice_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"loader": "torchvision", "augment": Pipeline(transforms={"m": Mixup(alpha=1, p=1)})},
             "data.loader=torchvision: augment.transforms.m has no per-sample form",
+        ),
+        (
+            {**OWN, "augment": Pipeline(transforms={"m": Mixup(alpha=1, p=1)})},
+            "data.transform: is in the place of augment, and augment.transforms.m would do nothing",
+        ),
+        (
+            {**OWN, "augment": Pipeline(transforms={}, sizes=[[0, 16], [2, 32]])},
+            "data.transform: is in the place of augment, and augment.sizes would do nothing; add",
         ),
     ],
 )  # fmt: skip

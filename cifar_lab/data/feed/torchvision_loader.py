@@ -49,6 +49,23 @@ def check_per_sample(pipeline: Pipeline) -> None:
             )
 
 
+def check_replaced(pipeline: Pipeline) -> None:
+    """Raises InputError where a person's own transform would stand in the place of more than usual.
+
+    Every pipeline that is not chosen mirrors and shifts; what else one has was asked for.
+    """
+    asked = [
+        f"augment.transforms.{name}"
+        for name, transform in pipeline.transforms.items()
+        if not isinstance(transform, RandomFlip | RandomCrop)
+    ]
+    if unused := [*asked, *(["augment.sizes"] if pipeline.sizes else [])]:
+        raise InputError(
+            f"data.transform: is in the place of augment, and {unused[0]} would do nothing; add "
+            "augment=none, or leave data.transform out"
+        )
+
+
 def per_sample(pipeline: Pipeline, size: int) -> list[v2.Transform]:
     """The torchvision transforms with the same distribution as the pipeline's."""
     return [_counterpart(transform, size) for transform in pipeline.transforms.values()]

@@ -138,7 +138,7 @@ def _departure(run: Run, one: Evaluation, given: argparse.Namespace) -> list[str
     from cifar_lab.records.environment import package_versions
     from cifar_lab.records.record import Start, made_otherwise
 
-    others = made_otherwise(run.record.all_starts, Start(packages=package_versions()))
+    others = made_otherwise(run.record.all_starts, Start(packages=package_versions(run.config)))
     made = f"; it was made with {others}" if others else ""
     return [f"its own test had an accuracy of {recorded}, and here it is {one.accuracy}{made}"]
 

@@ -6,9 +6,10 @@ import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ PACKAGES = (
     "numpy",
 )
 
-
+# Parts of this package that another is the better part of.
+_MADE_OF = {
+    "cifar_lab.model.timm_network": "timm",
+    "cifar_lab.training.schedule_free": "schedulefree",
+}
+# Groups of a configuration that decide no result.
+_OBSERVING = ("logger", "monitors")
 _DIFF_CHARACTERS = 12
 
 
@@ -49,15 +56,55 @@ def process_started(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages a result depends on."""
+def package_versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Installed versions of the packages a result depends on.
+
+    Args:
+        config: of a run: also of what else its parts come from. Of a person's own module, which has
+            no version, twelve digits of the SHA-256 of its file; nothing is imported for it.
+    """
     versions = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    deciding = {key: value for key, value in (config or {}).items() if key not in _OBSERVING}
+    for named in _targets(deciding):
+        target = _MADE_OF.get(named.rpartition(".")[0], named)
+        package = target.partition(".")[0]
+        if package not in ("cifar_lab", *PACKAGES):
+            versions |= _version_of(package, target)
     return versions
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(target := node.get("_target_"), str):
+            yield target
+        node = list(node.values())
+    for part in node if isinstance(node, list) else ():
+        yield from _targets(part)
+
+
+def _version_of(package: str, target: str) -> dict[str, str]:
+    """Under the package's or the module's name; empty where neither is found."""
+    module, file, places = "", None, None
+    for part in target.split("."):
+        name = f"{module}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(name, places) if part.isidentifier() else None
+        if spec is None:
+            break
+        module, file, places = name, spec.origin, spec.submodule_search_locations
+        if places is None:
+            break
+    try:
+        if file is None or "site-packages" in Path(file).parts:
+            return {package: metadata.version(package)}
+        with open(file, "rb") as opened:
+            return {module: hashlib.file_digest(opened, "sha256").hexdigest()[:_DIFF_CHARACTERS]}
+    except (OSError, ValueError, metadata.PackageNotFoundError):
+        return {}
 
 
 @lru_cache

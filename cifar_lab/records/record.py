@@ -28,7 +28,7 @@ from pydantic import (
 
 from cifar_lab.records.credentials import hide_in_command, hide_in_override, masked
 from cifar_lab.records.digest import flatten
-from cifar_lab.records.environment import process_started
+from cifar_lab.records.environment import PACKAGES, process_started
 from cifar_lab.records.files import check_file, write_atomically
 
 SCHEMA = 1
@@ -433,7 +433,8 @@ def made_otherwise(starts: Sequence[Start], here: Start) -> str:
 
 def _makers(start: Start) -> dict[str, str]:
     makers = {} if start.git is None else {"code": code_version(start.git)}
-    makers |= {p: start.packages[p] for p in DECIDING_PACKAGES if p in start.packages}
+    own = sorted(start.packages.keys() - set(PACKAGES))
+    makers |= {p: start.packages[p] for p in (*DECIDING_PACKAGES, *own) if p in start.packages}
     if start.device:
         makers["device"] = start.device
     if start.threads:  # the last bits of a step depend on their number

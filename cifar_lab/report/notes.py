@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from cifar_lab.errors import listed
+from cifar_lab.records.environment import PACKAGES
 from cifar_lab.records.record import Start
 from cifar_lab.report.ablation import unpaired
 from cifar_lab.report.compare import Ranking
@@ -87,6 +88,7 @@ def _provenance(ranking: Ranking) -> Iterator[str]:
     for name in _PACKAGES:
         subject = f"results are of {{}} versions of {name}"
         yield from _mixed(subject, groups, partial(_version, name))
+    yield from _own_code(groups)
     yield from _mixed("times are of {} devices", groups, _device)
     runs = [run for group in groups for run in group.counted]
     unclear = [run for run in runs if any("unknown changes" in _code(s) for s in run.starts)]
@@ -95,6 +97,17 @@ def _provenance(ranking: Ranking) -> Iterator[str]:
             "uncommitted changes that the record doesn't identify, so that the code may differ "
             f"from run to run: {_list([run.name for run in unclear])}"
         )
+
+
+def _own_code(groups: Sequence[Group]) -> Iterator[str]:
+    """Of modules and packages that only some configurations have parts of."""
+    having: dict[str, list[Group]] = {}
+    for group in groups:
+        packages = (start.packages for run in group.counted for start in run.starts)
+        for name in sorted(set().union(*packages) - set(PACKAGES)):
+            having.setdefault(name, []).append(group)
+    for name, its in having.items():
+        yield from _mixed(f"results are of {{}} versions of {name}", its, partial(_version, name))
 
 
 def _mixed(subject: str, groups: Sequence[Group], of: Callable[[Start], str]) -> Iterator[str]:

@@ -151,7 +151,7 @@ def plan(
         _check_command(said, asked.config, trust)
     here = Start(
         git=Git(**git_state(_PACKAGE)),
-        packages=package_versions(),
+        packages=package_versions(config),
         device=device_name(parts.trainer),
         threads=_threads(),
     )

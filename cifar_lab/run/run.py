@@ -189,7 +189,7 @@ def _repeat(asked: Request, record: RunRecord) -> None:
         ) from error
     digest = None if found is None else found.digest
     resume.check_images(asked.run_dir, asked.config, record, digest)
-    here = Start(git=Git(**git_state(_PACKAGE)), packages=package_versions())
+    here = Start(git=Git(**git_state(_PACKAGE)), packages=package_versions(asked.config))
     if others := made_otherwise(record.all_starts, here):
         print(
             f"cifar_lab: {asked.run_dir}: this run was made with {others}; delete its folder or "
@@ -307,7 +307,7 @@ def _open_record(
         command=command_line(asked.overrides),
         resumed_from_step=_step_of(checkpoint),
         git=Git(**git_state(_PACKAGE)),
-        packages=package_versions(),
+        packages=package_versions(asked.config),
         device=device_name(parts.trainer),
         threads=torch.get_num_threads(),
         host=socket.gethostname(),

@@ -422,7 +422,6 @@ def _print_made_otherwise(jobs: Sequence[SweepJob]) -> None:
     if not ended and not begun:
         return
     git = Git(**git_state(Path(__file__).parents[1]))
-    here = Start(git=git, packages=package_versions())
     lines = []
     for some, fate, advice in (
         (
@@ -432,12 +431,20 @@ def _print_made_otherwise(jobs: Sequence[SweepJob]) -> None:
         ),
         (begun, "go on", ""),
     ):
-        starts = [job.record.all_starts for job in some if job.record is not None]
-        others = [text for its in starts if (text := made_otherwise(its, here))]
+        others = [
+            text
+            for job in some
+            if job.record is not None
+            and (text := made_otherwise(job.record.all_starts, _start_here(job, git)))
+        ]
         if others:
             texts = ", or ".join(dict.fromkeys(others))
             lines.append(f"{len(others)} of the {len(jobs)} jobs {fate}, made with {texts}{advice}")
     _print_warnings(lines)
+
+
+def _start_here(job: SweepJob, git: Git) -> Start:
+    return Start(git=git, packages=package_versions(job.point.config))
 
 
 def _print_failures(jobs: Sequence[SweepJob]) -> bool:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifar_lab.records import environment
-from cifar_lab.records.environment import git_state
+from cifar_lab.records.environment import git_state, package_versions
 from cifar_lab.records.files import write_atomically
 from cifar_lab.records.record import RecordFile, RunRecord, Start, made_otherwise
 from tests.conftest import REPOSITORY
@@ -245,6 +247,13 @@ def start(step: int = 0, torch: str = "2.15.0", **fields: Any) -> dict[str, Any]
         # but none before one that began anew
         ([start(torch="2.13.0"), start(8, "2.14.1"), start(0)], start(), ""),
         ([], start(), ""),
+        # modules of one's own, and packages beside those that every run has
+        (
+            [start(packages={"nets": "0123"})],
+            start(packages={"nets": "4567"}),
+            "nets 0123 (here 4567)",
+        ),
+        ([start(packages={"nets": "0123"})], start(), ""),
     ],
 )
 def test_what_a_run_was_made_with_that_is_different_here(
@@ -252,6 +261,41 @@ def test_what_a_run_was_made_with_that_is_different_here(
 ) -> None:
     before = [Start.model_validate(fields) for fields in starts]
     assert made_otherwise(before, Start.model_validate(here)) == said
+
+
+def test_own_modules_are_known_by_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").touch()
+    files = tmp_path / "own_nets.py", tmp_path / "theirs" / "steps.py"
+    config = {
+        "model": {"_target_": "own_nets.Net"},
+        "data": {"transform": {"transforms": [{"_target_": "theirs.steps.Step"}]}},
+        "optimizer": {"_target_": "timm.optim.Lion"},
+        "loss": {"_target_": "torch.nn.CrossEntropyLoss"},
+        "scheduler": {"_target_": "no.such..module"},
+        "monitors": {"one": {"_target_": "own_monitors.One"}},
+    }
+    (tmp_path / "own_monitors.py").touch()
+
+    def found() -> dict[str, str]:
+        every, its = package_versions(), package_versions(config)
+        return {name: version for name, version in its.items() if name not in every}
+
+    for file in files:
+        file.write_text("raise ImportError('not to be imported')")
+    before = found()
+    assert before == {
+        "own_nets": sha256(files[0].read_bytes()).hexdigest()[:12],
+        "theirs.steps": sha256(files[1].read_bytes()).hexdigest()[:12],
+        "timm": metadata.version("timm"),
+    }
+    files[0].write_text("Net = None")
+    assert {name for name, version in found().items() if before[name] != version} == {"own_nets"}
+    ours = {"model": {"_target_": "cifar_lab.model.timm_network.timm_network"}}
+    assert package_versions(ours)["timm"] == metadata.version("timm")
 
 
 def test_a_record_of_an_older_version_is_read_as_one_start() -> None:

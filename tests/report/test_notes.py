@@ -52,6 +52,17 @@ def test_versions_of_a_package_that_are_mixed_are_named_with_their_configuration
     ]
 
 
+def test_own_code_that_is_mixed_is_told_of_where_it_has_a_part(tmp_path: Path) -> None:
+    for seed, version in enumerate(("0123", "4567")):
+        own = {**NEW, "nets": version}
+        write_run(tmp_path / f"a{seed}", seed=seed, packages=own, starts=[start(packages=own)])
+        write_run(tmp_path / f"b{seed}", seed=seed, lr=0.2, packages=NEW, starts=[start()])
+    assert notes_of(tmp_path) == [
+        "results are of 2 versions of nets: 0123 (lr=0.1); 4567 (lr=0.1). "
+        "Means over more than one: lr=0.1"
+    ]
+
+
 def test_configurations_compared_across_versions_are_told_of_too(tmp_path: Path) -> None:
     write_run(tmp_path / "a", packages=OLD)
     write_run(tmp_path / "b", lr=0.2, packages=NEW)

@@ -219,6 +219,32 @@ def test_every_start_is_kept_and_a_change_is_said(
     assert "Abacus" not in line  # nothing is made here
 
 
+def test_a_network_of_ones_own_that_has_been_edited_is_said(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited_nets.py").write_text(NETWORK)
+    plain = [one for one in TINY if not one.startswith(("model", "trainer.max_epochs"))]
+    own = ("model=cnn", "~model.width", "~model.dropout", "model._target_=edited_nets.Net")
+    line = (*plain, *own, "trainer.max_epochs=1", "threads=1", f"hydra.run.dir={tmp_path}/run")
+    assert lab(*line)[::2] == (0, "")
+    assert lab(*line)[::2] == (0, "")
+    (tmp_path / "edited_nets.py").write_text(NETWORK.replace("8", "9"))
+    status, _, err = lab(*line)
+    assert status == 0
+    assert f"cifar_lab: {tmp_path}/run: this run was made with edited_nets " in err
+
+
+NETWORK = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
+
 def test_a_start_that_left_no_checkpoint_is_a_start_and_the_next_begins_anew(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

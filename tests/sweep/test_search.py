@@ -196,7 +196,11 @@ def test_of_two_trials_the_worse_is_pruned_whichever_way_is_better(
     study = optuna.create_study(
         direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=1)
     )
-    settings = {"objectives": [objective], "directions": [direction], "pruner": "median"}
+    settings: dict[str, Any] = {
+        "objectives": [objective],
+        "directions": [direction],
+        "pruner": "median",
+    }
     settings |= {"n_trials": 2, "sampler": "random", "storage": None}
     space = parse_space(OverridesParser.create().parse_overrides([f"{LR}=interval(0.1,1)"]))
     source = StudySource(study, space, settings, SweepFolder(tmp_path), make_point, [])

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -39,6 +39,7 @@ from cifar_lab.records.record import (
     command_line,
     made_otherwise,
     now,
+    record_of,
 )
 from cifar_lab.run import resume
 from cifar_lab.run.build import build, build_data, log_to_stderr
@@ -49,6 +50,7 @@ from cifar_lab.run.trainer import device_name
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from cifar_lab.data.datamodule import DataModule
     from cifar_lab.training.fit import FitResult, Parts
 
 T = TypeVar("T")
@@ -367,11 +369,41 @@ def _warn(asked: Request, record: RunRecord, parts: Parts) -> None:
         )
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)
+    for line in _held_out_and_seen(asked.config, parts.data):
+        log.warning("%s", line)
     if (init := record.init) is not None and not record.resumed:
         log.info("init_from=%s: %d tensors (SHA-256 %s)", init.source, init.taken, init.sha256)
         if init.new or init.unused:
             new, unused = ", ".join(init.new) or "none", ", ".join(init.unused) or "none"
             log.warning("init_from=%s: new here: %s; not used: %s", init.source, new, unused)
+
+
+def _held_out_and_seen(config: dict[str, Any], data: DataModule) -> Iterator[str]:
+    """Of runs that this one begins with or learns from, those that trained on what it holds out."""
+    import numpy as np
+
+    from cifar_lab.data.datamodule import stratified_split
+
+    teachers = (config.get("distill") or {"from": {"paths": []}})["from"]["paths"]
+    begun = (config.get("init_from") or {}).get("path")
+    keys = dict.fromkeys(teachers, "distill.from") | ({begun: "init_from"} if begun else {})
+    labels, here = data.dataset.train.labels, data.val_indices
+    for path, key in keys.items():
+        folder = Path(path).parent.parent
+        before = record_of(folder)
+        if before is None or before.data.digest != data.dataset.digest:
+            continue
+        node: Any = (before.config or {}).get("data")
+        try:
+            trained, _ = stratified_split(labels, before.data.images["val"], node["val_seed"])
+        except (LookupError, TypeError, ValueError):  # of a record that doesn't say which
+            continue
+        if count := len(np.intersect1d(trained, here)):
+            yield (
+                f"{key}={folder}: has trained on {count:,} of the {len(here):,} images that are "
+                "held out here: what val/... says is too good; give data.val_size and "
+                "data.val_seed as they were there"
+            )
 
 
 def _keep(run_dir: Path, file: RecordFile, result: FitResult) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cifar_lab.config.compose import compose, run_config
+from cifar_lab.data.datamodule import stratified_split
 from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import add_digest, load
 from cifar_lab.records.digest import config_digest
@@ -112,6 +114,26 @@ def test_the_record_says_from_which_bytes(
     status, _, err = lab(*BASE, f"init_from={other}", "hydra.run.dir=tuned")
     assert status == 2
     assert "holds a run of another configuration; these differ: init_from.sha256 (" in err
+
+
+def test_held_out_images_that_its_run_has_trained_on_are_said(
+    sources: dict[str, Path], lab: Lab, tmp_path: Path
+) -> None:
+    """A network that begins with them all learnt answers right in a validation of them."""
+    run, one = sources["cnn"], "trainer.max_epochs=1"
+    status, _, err = lab(*CNN, one, f"init_from={run}", f"hydra.run.dir={tmp_path}/same")
+    assert (status, err) == (0, "")
+    other = ("data.val_size=40", "data.val_seed=7")
+    labels = np.arange(200) % 10
+    mine, its = stratified_split(labels, 40, 7)[1], stratified_split(labels, 50, 0)[0]
+    count = len({*mine.tolist()} & {*its.tolist()})
+    for key in ("init_from", "distill.from"):
+        at = tmp_path / key
+        status, _, err = lab(*CNN, one, *other, f"{key}={run}", f"hydra.run.dir={at}")
+        assert status == 0
+        line = f"{key}={run}: has trained on {count} of the 40 images that are held out here: "
+        assert line in err
+        assert line in (at / "train.log").read_text()
 
 
 def test_the_bytes_decide_which_run_it_is_and_null_decides_nothing(

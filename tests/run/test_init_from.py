@@ -124,7 +124,7 @@ def test_held_out_images_that_its_run_has_trained_on_are_said(
     status, _, err = lab(*CNN, one, f"init_from={run}", f"hydra.run.dir={tmp_path}/same")
     assert (status, err) == (0, "")
     other = ("data.val_size=40", "data.val_seed=7")
-    labels = np.arange(200) % 10
+    labels = (np.arange(200) % 10).astype(np.uint8)
     mine, its = stratified_split(labels, 40, 7)[1], stratified_split(labels, 50, 0)[0]
     count = len({*mine.tolist()} & {*its.tolist()})
     for key in ("init_from", "distill.from"):

@@ -24,11 +24,14 @@ def try_together(
     network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str
 ) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss
+    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss, try_transform
 
     if data.transform is None:
         with named("augment"):
             try_augmentation(data.augment, data.dataset)
+    else:
+        with named("data"):
+            try_transform(data.transform, data.dataset)
     name = f"model._target_={cfg.model['_target_']}"
     classes = len(data.dataset.classes)
     unsaid = cfg.model.get("num_classes") is None and takes_by_name(cfg.model["_target_"])[0]

@@ -33,6 +33,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 _WANTED = "one tensor of logits (images, classes)"
 _IMAGES = 2
+# Of a transform that draws whether to act, with a probability of a half: misjudged once in 65,536.
+_DRAWS = 16
 
 # What code of a person's own may end in. Not `errors.Interrupted`, which is a signal.
 STOPS = (Exception, SystemExit, KeyboardInterrupt)
@@ -107,6 +109,52 @@ def try_augmentation(pipeline: Pipeline, dataset: Dataset) -> None:
             "transforms: give other images for the same draws; all randomness must come from "
             "draw's generator, and no image may be changed in place before stage UNIT"
         )
+
+
+def try_transform(transform: Callable[[Tensor], Any], dataset: Dataset) -> None:
+    """A person's own transform on an image, twice with each of some states of torch's generator.
+
+    Raises:
+        InputError: it ends otherwise than with an image of that shape, of bytes or of floats in
+            0..1 (normalization follows), changes the one that it is given, or draws from elsewhere:
+            of other generators each worker process has its own.
+    """
+    stored = torch.from_numpy(np.array(dataset.train.images[0]))
+    with untouched(None):
+        for seed in range(_DRAWS):
+            torch.default_generator.manual_seed(seed)
+            first = _transformed(transform, stored)
+            torch.default_generator.manual_seed(seed)
+            if not torch.equal(_transformed(transform, stored), first):
+                raise InputError(
+                    "transform: gives other images in the same state of torch's global generator; "
+                    "what it draws must come from there, and not from random or numpy"
+                )
+
+
+def _transformed(transform: Callable[[Tensor], Any], stored: Tensor) -> Tensor:
+    image = stored.clone()
+    try:
+        found = transform(image)
+    except STOPS as error:
+        raise InputError(f"transform: does not take an image ({reason(error)})") from error
+    if not isinstance(found, Tensor) or found.shape != stored.shape:
+        kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"transform: gives {kind} for a tensor {tuple(stored.shape)} of bytes; it must give "
+            "one of the same shape"
+        )
+    if found.dtype != torch.uint8:
+        low, high = float(found.min()), float(found.max())
+        # a little beyond: what interpolates overshoots
+        if not (found.is_floating_point() and low >= -0.1 and high <= 1.1):
+            raise InputError(
+                f"transform: gives {found.dtype} from {low:g} to {high:g}; must be torch.uint8, or "
+                "floats in 0..1: normalization follows"
+            )
+    if not torch.equal(image, stored):
+        raise InputError("transform: changes the image in place; work on a copy")
+    return found
 
 
 def try_network(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,13 @@ from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
 from cifar_lab.training.callbacks.rng import rng_state
 from cifar_lab.training.layout import fingerprint
-from cifar_lab.training.trial import Expected, try_augmentation, try_loss, try_network
+from cifar_lab.training.trial import (
+    Expected,
+    try_augmentation,
+    try_loss,
+    try_network,
+    try_transform,
+)
 from tests.conftest import TINY
 
 Lab = Callable[..., tuple[int, str, str]]
@@ -299,6 +307,50 @@ def test_an_augmentation_that_does_not_fit_is_told_in_one_line(name: str) -> Non
 def test_an_augmentation_that_fits_passes(labels: Callable[[Tensor], Tensor]) -> None:
     fits = Pipeline(transforms={"own": Own(lambda x, y: (x, labels(y)))})
     try_augmentation(fits, synthetic())
+
+
+TRANSFORMS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    # torchvision's normalization would make three channels of it again, all alike
+    "grey": (lambda x: x[:1], "gives (1, 32, 32) for a tensor (3, 32, 32)"),
+    "an array": (lambda x: x.numpy(), "gives ndarray for a tensor"),
+    "normalized": (lambda x: (x / 255 - 0.5) / 0.2, "must be torch.uint8, or floats in 0..1"),
+    "bytes as floats": (lambda x: x.float(), "gives torch.float32 from 0 to 2"),
+    "no numbers": (lambda x: x / 0, "floats in 0..1"),
+    "integers": (lambda x: x.long(), "gives torch.int64"),
+    "in place": (lambda x: x.add_(1), "changes the image in place"),
+    "numpy's chance": (lambda x: x.flip(-1) if np.random.rand() < 0.5 else x, "other images"),
+    "python's chance": (lambda x: x.roll(random.randrange(32), -1), "other images"),
+    "an error": (lambda x: x.view(7), "does not take an image (RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_ones_own_that_misleads_is_told_in_one_line(name: str) -> None:
+    transform, reason = TRANSFORMS[name]
+    before = rng_state()
+    with pytest.raises(InputError) as refused:
+        try_transform(transform, synthetic())
+    assert str(refused.value).startswith("transform: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+    after = rng_state()
+    assert torch.equal(before.pop("torch"), after.pop("torch"))
+    assert before == after
+
+
+def test_those_of_torchvision_pass() -> None:
+    from torchvision.transforms import v2
+
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    for transform in (
+        lambda x: x,
+        v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4), v2.RandAugment()]),
+        v2.Compose([to_float, v2.ColorJitter(0.4, 0.4, 0.4), v2.RandomErasing()]),
+        v2.Compose(
+            [v2.RandomResizedCrop(32, interpolation=v2.InterpolationMode.BICUBIC), to_float]
+        ),
+    ):
+        try_transform(transform, synthetic())
 
 
 # --- the loss -------------------------------------------------------------------------------------

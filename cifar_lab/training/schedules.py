@@ -276,9 +276,16 @@ def try_schedule(
             "_target_: is one of torch's, and optimizer.groups has an until, which has the whole "
             "schedule run within a share of the fit; use cosine, onecycle or triangular"
         )
+    asked = {float(group["lr"]) for group in optimizer.param_groups}
     scheduler = schedule(optimizer, steps=steps, epochs=epochs)
     if not isinstance(scheduler, LRScheduler):
         raise InputError(f"_target_: gives a {type(scheduler).__name__} and no LRScheduler")
+    given = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(asked) > 1 and len(given) == 1 and given != {0.0}:  # where a warm-up may begin
+        raise InputError(
+            f"_target_: {type(scheduler).__name__} gives all groups one rate, and optimizer.groups "
+            f"has {len(asked)}; use cosine, onecycle or triangular, which are factors on each"
+        )
     if schedule.monitor is None and isinstance(scheduler, ReduceLROnPlateau):
         raise InputError("monitor=null: ReduceLROnPlateau needs a metric, e.g. val/loss")
     wanted = steps if schedule.interval == "step" else epochs

@@ -281,3 +281,30 @@ def test_the_check_leaves_the_network_as_it_was(steps: int) -> None:
     too_short = TorchSchedule(make, "step")
     with pytest.raises(InputError, match="ends before the fit"):
         try_schedule(too_short, optimizer, steps=steps + 1, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "StepLR", "LambdaLR", "CyclicLR"])
+def test_rates_of_groups_are_not_made_one_without_a_word(name: str) -> None:
+    """Those that begin at a rate of their own take it for every group."""
+    arguments: dict[str, Any] = {
+        "OneCycleLR": {"max_lr": 0.1, "total_steps": 9},
+        "StepLR": {"step_size": 1},
+        "LambdaLR": {"lr_lambda": lambda step: step / 9},  # from 0 on
+        "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1},
+    }[name]
+    make = partial(getattr(lr_scheduler, name), **arguments)
+    network = nn.Linear(2, 2)
+
+    def tried(*rates: float) -> None:
+        groups = [
+            {"params": [p], "lr": lr} for p, lr in zip(network.parameters(), rates, strict=True)
+        ]
+        schedule = TorchSchedule.of(make, arguments)
+        try_schedule(schedule, SGD(groups, momentum=0.9), steps=9, epochs=9)
+
+    tried(0.3, 0.3)
+    if name in ("StepLR", "LambdaLR"):
+        tried(0.3, 0.03)
+        return
+    with pytest.raises(InputError, match=f"^_target_: {name} gives all groups one rate, and opt"):
+        tried(0.3, 0.03)

@@ -286,12 +286,13 @@ def test_the_check_leaves_the_network_as_it_was(steps: int) -> None:
 @pytest.mark.parametrize("name", ["OneCycleLR", "StepLR", "LambdaLR", "CyclicLR"])
 def test_rates_of_groups_are_not_made_one_without_a_word(name: str) -> None:
     """Those that begin at a rate of their own take it for every group."""
-    arguments: dict[str, Any] = {
+    of_each: dict[str, dict[str, Any]] = {
         "OneCycleLR": {"max_lr": 0.1, "total_steps": 9},
         "StepLR": {"step_size": 1},
         "LambdaLR": {"lr_lambda": lambda step: step / 9},  # from 0 on
         "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1},
-    }[name]
+    }
+    arguments = of_each[name]
     make = partial(getattr(lr_scheduler, name), **arguments)
     network = nn.Linear(2, 2)
 

@@ -63,18 +63,24 @@ def package_versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
         config: of a run: also of what else its parts come from. Of a person's own module, which has
             no version, twelve digits of the SHA-256 of its file; nothing is imported for it.
     """
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = dict(_installed())
     deciding = {key: value for key, value in (config or {}).items() if key not in _OBSERVING}
     for named in _targets(deciding):
         target = _MADE_OF.get(named.rpartition(".")[0], named)
         package = target.partition(".")[0]
         if package not in ("cifar_lab", *PACKAGES):
             versions |= _version_of(package, target)
+    return versions
+
+
+@lru_cache  # of a sweep it is asked for each job
+def _installed() -> Mapping[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
     return versions
 
 

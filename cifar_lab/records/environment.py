@@ -63,7 +63,7 @@ def package_versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
         config: of a run: also of what else its parts come from. Of a person's own module, which has
             no version, twelve digits of the SHA-256 of its file; nothing is imported for it.
     """
-    versions = dict(_installed())
+    versions = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     deciding = {key: value for key, value in (config or {}).items() if key not in _OBSERVING}
     for named in _targets(deciding):
         target = _MADE_OF.get(named.rpartition(".")[0], named)
@@ -74,14 +74,11 @@ def package_versions(config: Mapping[str, Any] | None = None) -> dict[str, str]:
 
 
 @lru_cache  # of a sweep it is asked for each job
-def _installed() -> Mapping[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -106,10 +103,11 @@ def _version_of(package: str, target: str) -> dict[str, str]:
             break
     try:
         if file is None or "site-packages" in Path(file).parts:
-            return {package: metadata.version(package)}
+            version = _version(package)
+            return {} if version is None else {package: version}
         with open(file, "rb") as opened:
             return {module: hashlib.file_digest(opened, "sha256").hexdigest()[:_DIFF_CHARACTERS]}
-    except (OSError, ValueError, metadata.PackageNotFoundError):
+    except (OSError, ValueError):
         return {}
 
 

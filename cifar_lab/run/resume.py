@@ -237,7 +237,7 @@ def _fixed_length(record: RunRecord, epochs: int, config: dict[str, Any]) -> str
         name = target.rpartition(".")[2]
         return f"whose learning rates depend on that number (scheduler={name})"
     if (key := next(_shares_of_the_fit(config), None)) is not None:
-        return f"in which {key} depends on that number"
+        return f"in which {key} is laid out by that number"
     if config["trainer"].get("max_steps", -1) != -1:
         return "which trainer.max_steps bounds as well"
     if record.status == "finished" and record.epochs < epochs:

@@ -282,7 +282,9 @@ def test_an_ingredient_at_a_share_of_the_fit_is_named(make: Make, key: str) -> N
     begun = without_callbacks(*SHARES[key].split())
     folder, longer = make(begun)
     longer["trainer"]["max_epochs"] = 4
-    assert f"holds a run of 1 epochs, in which {key} depends on that" in refused(folder, longer)
+    assert f"holds a run of 1 epochs, in which {key} is laid out by that " in refused(
+        folder, longer
+    )
 
 
 @pytest.mark.parametrize("group", ["ema", "early_stopping", "sam", "lookahead", "swa"])

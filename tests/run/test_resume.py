@@ -268,7 +268,7 @@ def test_a_longer_run_equals_one_that_was_long_from_the_start_or_is_refused(
     longer = (*both, "trainer.max_epochs=4")
     status, _, err = lab(*longer, f"hydra.run.dir={tmp_path}/cut")
     if status == 2:
-        assert "depends on that number" in err
+        assert "is laid out by that number" in err
         return
     assert lab(*longer, f"hydra.run.dir={tmp_path}/whole")[0] == 0
     same(tmp_path / "whole", tmp_path / "cut")

@@ -24,9 +24,11 @@ def try_together(
     network: nn.Module, loss: Any, cfg: DictConfig, data: DataModule, kind: str
 ) -> None:
     """Raises InputError where network, loss, labels and images don't fit together."""
-    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss
+    from cifar_lab.training.trial import check_weight, try_augmentation, try_loss, try_transform
 
-    if data.transform is None:
+    if data.transform is not None:
+        try_transform(data.transform, data.dataset.image_size)
+    else:
         with named("augment"):
             try_augmentation(data.augment, data.dataset)
     name = f"model._target_={cfg.model['_target_']}"
@@ -143,10 +145,9 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     with named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
-        # it looks at no group's own, nor at the parameters; on a CPU it may refuse a step that only
-        # a GPU can make
-        unseen = bool(factory.groups) or any(p.is_complex() for p in network.parameters())
-        if not is_of_a_library(factory.make) or (kind == "cpu" and unseen):
+        # a library sees some of it in its step alone, which on a CPU may be one that only a GPU can
+        # make
+        if not is_of_a_library(factory.make) or kind == "cpu":
             try_step(factory, network)
     from cifar_lab.training import fused_sgd
 

@@ -109,6 +109,30 @@ def try_augmentation(pipeline: Pipeline, dataset: Dataset) -> None:
         )
 
 
+def try_transform(transform: Callable[[Tensor], Any], size: tuple[int, ...]) -> None:
+    """Transforms one image of noise, (3, H, W) uint8 of that size, as a loader's worker does.
+
+    Raises:
+        InputError: it fails; what comes back is no image, or one that is normalized already.
+    """
+    image = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        with untouched(transform):
+            found = transform(image)
+    except STOPS as error:
+        raise InputError(f"data.transform: fails on an image {size} ({reason(error)})") from error
+    if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != 3:
+        kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"data.transform: gives {kind}; it must give a tensor (3, H, W)")
+    low, high = float(found.min()), float(found.max())
+    # an interpolation may reach over the range, or noise
+    if found.is_floating_point() and not -0.5 < low <= high < 1.5:
+        raise InputError(
+            f"data.transform: gives values from {low:.3g} to {high:.3g}; must be uint8, or float "
+            "in [0, 1], for data.normalization follows: leave its own out"
+        )
+
+
 def try_network(
     network: nn.Module, expected: Expected, *, name: str, advice: str = ""
 ) -> Tensor | None:
@@ -128,7 +152,7 @@ def try_network(
             gives anything but finite logits, one for each class, that its parameters have a part
             in; it uses parameters that are none of its own, or makes some on the way.
     """
-    names = [name for name, _ in network.named_parameters()]
+    names = [*network.state_dict()]
     check_keepable(
         {k: v for k, v in network.state_dict().items() if not isinstance(v, Tensor)}, name
     )
@@ -160,7 +184,7 @@ def try_network(
                 f"{name}: uses a parameter {shape} that it doesn't have: nothing would train or "
                 "keep it; layers in a list must be in a torch.nn.ModuleList"
             )
-    if new := [name for name, _ in network.named_parameters() if name not in names]:
+    if new := [key for key in network.state_dict() if key not in names]:
         raise InputError(f"{name}: makes {new[0]} in its forward pass; make it in __init__")
     assert isinstance(outputs, Tensor)
     if expected.alone:
@@ -402,6 +426,7 @@ def untouched(part: object) -> Iterator[None]:
     module = part if isinstance(part, nn.Module) else nn.Module()
     modes = [(child, child.training) for child in module.modules()]
     buffers = [(name, buffer.clone()) for name, buffer in module.named_buffers()]
+    kept = module.state_dict().keys()
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -415,7 +440,9 @@ def untouched(part: object) -> Iterator[None]:
         # by name: a forward pass may put new ones in their place
         now = dict(module.named_buffers())
         for name, before in buffers:
-            now[name].data = before
+            # a cache that has grown stays: averages are of a network that has it
+            if name in kept or now[name].shape == before.shape:
+                now[name].data = before
 
 
 def reason(error: BaseException) -> str:

@@ -136,7 +136,8 @@ def check_target(path: str, node: dict[str, Any]) -> None:
                 parameter.KEYWORD_ONLY,
             )
             if required and name not in (*arguments, *runtime, *from_data):
-                called = "" if inspect.isclass(target) else ", or is called later: _partial_: true"
+                later = not completed and not inspect.isclass(target)
+                called = ", or is called later: _partial_: true" if later else ""
                 raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it{called}")
     _check_types(path, target, arguments)
 

@@ -98,6 +98,36 @@ class Late(Linear):
         return self.late(super().forward(images))
 
 
+class LateBuffer(Linear):
+    """Has a buffer from its first call on, which whoever reads its weights has not."""
+
+    mean: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.mean is None:
+            self.mean = images.mean()
+        return super().forward(images - self.mean)
+
+
+class Cached(Linear):
+    """Makes its positions where it first sees a size."""
+
+    positions: Tensor
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(outputs=num_classes)
+        self.register_buffer("positions", torch.zeros(0), persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        if len(self.positions) != images.shape[-1]:
+            self.positions = torch.linspace(0, 1, images.shape[-1], device=images.device)
+        return super().forward(images + self.positions)
+
+
 class InPlace(Linear):
     def forward(self, images: Tensor) -> Any:
         return super().forward(images.mul_(2))
@@ -162,6 +192,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a hidden layer": (Hidden, "uses a parameter (10, 10) that it doesn't have"),
     "a passing buffer": (Passing, "mean changes and is in no checkpoint"),
     "a late layer": (Late, "makes late.weight in its forward pass; make it in __init__"),
+    "a late buffer": (LateBuffer, "makes mean in its forward pass; make it in __init__"),
     "images in place": (InPlace, "its images are changed in place"),
     "a lost gradient": (lambda: Linear(lambda y: y.exp().mul_(2)), "by an inplace operation"),
     "a state of objects": (lambda: Stateful(Path), "a checkpoint can't keep its state"),
@@ -196,6 +227,7 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "float64": (lambda: Linear().double(), {"precision": "64-true"}),
     "bfloat16": (lambda: Linear().bfloat16(), {"precision": "bf16-true"}),
     "a checkpointed segment": (Checkpointed, {}),
+    "a cache that grows": (Cached, {}),
     "an extra state": (lambda: Stateful({"steps": 3}), {}),
     "a norm of its own": (lambda: flat(nn.utils.weight_norm(nn.Linear(3072, 10))), {}),
     "a norm with a state": (lambda: flat(nn.utils.spectral_norm(nn.Linear(3072, 10))), {}),

@@ -13,7 +13,7 @@ from cifar_lab.data.dataset import (
     Dataset,
     Split,
     channel_statistics,
-    check_labels,
+    check_splits,
     label_type,
 )
 from cifar_lab.data.synthetic import make_synthetic
@@ -36,13 +36,35 @@ def dataset(labels: list[int], classes: int) -> Dataset:
 
 
 def test_not_every_class_has_to_occur() -> None:
-    check_labels(dataset([0, 3], 10))
+    check_splits(dataset([0, 3], 10))
 
 
 @pytest.mark.parametrize("label", [10, -1])
 def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     with pytest.raises(InputError, match=rf"^data: digits holds labels in .*{label}.*; they must"):
-        check_labels(dataset([0, label], 10))
+        check_splits(dataset([0, label], 10))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Split(np.zeros((2, 3, 32, 32), np.float32), np.arange(2)),  # type: ignore[arg-type]  # wrong
+        Split(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2)),
+        Split(np.zeros((2, 1, 32, 32), np.uint8), np.arange(2)),
+        Split(np.zeros((2, 3, 64, 64), np.uint8), np.arange(2)),
+        Split(np.zeros((2, 3, 32, 32), np.uint8), np.arange(3)),
+        Split(np.zeros((2, 3, 32, 32), np.uint8), np.arange(2.0)),
+        Split(np.zeros((2, 3, 32, 32), np.uint8), np.eye(2, dtype=np.int64)),
+        Split(np.zeros((0, 3, 32, 32), np.uint8), np.arange(0)),
+    ],
+    ids=lambda split: f"{split.images.shape} {split.images.dtype} {split.labels.dtype}",
+)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_split_of_another_kind_is_refused(name: str, other: Split) -> None:
+    with pytest.raises(
+        InputError, match=r"^data: digits holds images \(.* of one size, and \(N,\)"
+    ):
+        check_splits(replace(dataset([0, 1], 10), **{name: other}))
 
 
 @pytest.mark.parametrize(("classes", "bytes_each"), [(2, 1), (256, 1), (257, 2), (1000, 2)])

@@ -111,8 +111,9 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     parameters = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     runtime = RUNTIME_ARGUMENTS.get(path, set())
-    if path.startswith("logger."):
-        runtime = {"save_dir"}
+    if path.startswith("logger."):  # those of others may write where they are told
+        ours = str(target.__module__).startswith("cifar_lab.")
+        runtime = {"save_dir"} if ours or "save_dir" not in node else set()
     if path in ("optimizer", "scheduler"):
         # called with the parameters; with the optimizer, or the step and the steps of the fit
         given = 2 if path == "scheduler" and "interval" not in settings else 1
@@ -120,6 +121,8 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     known = [name for name in parameters if name not in runtime]
     unknown = [name for name in arguments if name not in known and not takes_any]
     for name in unknown[:1]:
+        if name in runtime:
+            raise InputError(f"{path}.{name}: is what a run gives by itself; leave it out")
         near = suggestion(name, known)
         raise InputError(
             f"{path}.{name}: unknown key{near}; {node['_target_']} takes "

@@ -84,3 +84,10 @@ def test_torchvisions_transforms_take_what_its_pages_show(
     transform(**arguments)
     target = f"torchvision.transforms.v2.{transform.__name__}"
     check_target("data.transform", {"_target_": target, **arguments})
+
+
+def test_another_s_logger_writes_where_it_is_told() -> None:
+    check_target("logger.x", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "x"})
+    ours = "cifar_lab.training.loggers.metrics_csv.MetricsCsv"
+    with pytest.raises(InputError, match=r"^logger\.x\.save_dir: is what a run gives by itself"):
+        check_target("logger.x", {"_target_": ours, "save_dir": "x"})

@@ -485,6 +485,10 @@ LINES: list[tuple[tuple[str, ...], str]] = [
         ((f"trainer.max_time={value}",), f"trainer.max_time={value}: must be days, hours, minutes")
         for value in ("abc", "01:30", "1:2:3:4")
     ],
+    *[
+        ((f"+{key}=3",), f"{key}: is what a run gives by itself; leave it out")
+        for key in ("logger.csv.save_dir", "data.seed", "optimizer.params", "scheduler.step")
+    ],
     # observers
     *[
         (

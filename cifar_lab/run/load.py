@@ -415,7 +415,8 @@ def _network(
     except Exception as error:  # what is no tensor, a sparse one
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file}: does not fit this run's network ({reason})") from error
-    return network.eval()
+    network.eval()  # which may give nothing, where train is somebody's own
+    return network
 
 
 def _in_float64(tensors: Iterable[Tensor]) -> bool:

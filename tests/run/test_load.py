@@ -319,8 +319,23 @@ class Tempered(nn.Sequential):
         return super().forward(images) / self.temperature.float()
 
 
-@pytest.mark.parametrize("network", [Pruned, Tempered], ids=lambda kind: kind.__name__)
-def test_a_network_with_weights_of_its_own_kind_is_loaded_as_it_was_tested(
+class Habits(nn.Sequential):
+    """An initialization of its own, and a mode that it doesn't give itself back from."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))
+        self.initialize()
+
+    def initialize(self, std: float = 0.01) -> None:
+        assert isinstance(std, float)
+        nn.init.normal_(self[1].weight, 0, std)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]  # as people write it
+        super().train(mode)
+
+
+@pytest.mark.parametrize("network", [Pruned, Tempered, Habits], ids=lambda kind: kind.__name__)
+def test_a_network_with_ways_of_its_own_is_loaded_as_it_was_tested(
     tmp_path: Path, network: type[nn.Module]
 ) -> None:
     base = [a for a in QUICK if not a.startswith("model")]

@@ -313,18 +313,40 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
 
 
+def as_python(state: Any) -> Any:
+    """The state with Python's numbers for NumPy's of 64 bits, which a checkpoint doesn't give back.
+
+    They are the same numbers; a rate that was computed with NumPy is one of its.
+    """
+    if isinstance(state, np.float64 | np.integer | np.bool_):
+        return state.item()
+    if type(state) is dict:
+        return {as_python(key): as_python(value) for key, value in state.items()}
+    return type(state)(map(as_python, state)) if type(state) in (list, tuple) else state
+
+
 def check_keepable(state: Any, name: str) -> None:
     """Raises InputError for a state that a checkpoint wouldn't give back."""
     file = io.BytesIO()
     try:
-        torch.save(state, file)
+        torch.save(_without_tensors(as_python(state)), file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:
+        for key, value in state.items() if isinstance(state, dict) else ():
+            check_keepable(value, f"{name}: {key}")  # the one that is in the way
         raise InputError(
             f"{name}: a checkpoint can't keep its state ({type(error).__name__}); must be tensors "
             "and plain values alone"
         ) from error
+
+
+def _without_tensors(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return None
+    if isinstance(state, dict):
+        return {key: _without_tensors(value) for key, value in state.items()}
+    return [_without_tensors(value) for value in state] if type(state) in (list, tuple) else state
 
 
 def check_weight(weight: Any, classes: int) -> None:

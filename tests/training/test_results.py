@@ -338,6 +338,6 @@ def test_a_callback_whose_state_no_checkpoint_gives_back_is_refused(
     own = "+callbacks.own={_target_:tests.training.test_results.Unkept}"
     status, _, err = lab(*TINY, own, f"hydra.run.dir={tmp_path}/run")
     assert status == 2
-    assert err.startswith("cifar_lab: callbacks.own: a checkpoint can't keep its state (")
+    assert err.startswith("cifar_lab: callbacks.own: path: a checkpoint can't keep its state (")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()

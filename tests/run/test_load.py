@@ -308,15 +308,17 @@ class Pruned(nn.Sequential):
         random_unstructured(self[1], "weight", amount=0.5)
 
 
-class Tempered(nn.Sequential):
+class Tempered(nn.Module):
     """A single parameter in float64."""
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))
+        super().__init__()
+        self.linear = nn.Linear(3072, num_classes)
         self.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images) / self.temperature.float()
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits / self.temperature.float()
 
 
 class Habits(nn.Sequential):
@@ -328,7 +330,7 @@ class Habits(nn.Sequential):
 
     def initialize(self, std: float = 0.01) -> None:
         assert isinstance(std, float)
-        nn.init.normal_(self[1].weight, 0, std)
+        nn.init.normal_(self.get_parameter("1.weight"), 0, std)
 
     def train(self, mode: bool = True) -> None:  # type: ignore[override]  # as people write it
         super().train(mode)

@@ -58,7 +58,7 @@ def exponential(optimizer: Optimizer) -> LambdaLR:
 
 
 def doubled(params: Any, lr: float) -> Optimizer:
-    return SGD(params, lr=2 * np.float64(lr))  # type: ignore[arg-type]  # which is a float
+    return SGD(params, lr=2 * np.float64(lr))
 
 
 class Scripted:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from enum import EnumType
+from numbers import Number
 from pathlib import PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -83,7 +84,9 @@ def check_has_target(path: str, node: dict[str, Any]) -> None:
     target = node.get("_target_")
     if not isinstance(target, str) or not target.strip():
         given = f"={shown(target)}: must be" if "_target_" in node else ": missing; must be"
-        raise InputError(f"{path}._target_{given} the dotted name of a class or function")
+        # what is set of a part that another option doesn't have
+        without = f"; ~{path} leaves it out" if "." in path and "_target_" not in node else ""
+        raise InputError(f"{path}._target_{given} the dotted name of a class or function{without}")
 
 
 def check_target(path: str, node: dict[str, Any]) -> None:
@@ -108,8 +111,9 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     parameters = signature.parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     runtime = RUNTIME_ARGUMENTS.get(path, set())
-    if path.startswith("logger."):
-        runtime = {"save_dir"}
+    if path.startswith("logger."):  # those of others may write where they are told
+        ours = str(target.__module__).startswith("cifar_lab.")
+        runtime = {"save_dir"} if ours or "save_dir" not in node else set()
     if path in ("optimizer", "scheduler"):
         # called with the parameters; with the optimizer, or the step and the steps of the fit
         given = 2 if path == "scheduler" and "interval" not in settings else 1
@@ -117,9 +121,12 @@ def check_target(path: str, node: dict[str, Any]) -> None:
     known = [name for name in parameters if name not in runtime]
     unknown = [name for name in arguments if name not in known and not takes_any]
     for name in unknown[:1]:
+        if name in runtime:
+            raise InputError(f"{path}.{name}: is what a run gives by itself; leave it out")
         near = suggestion(name, known)
         raise InputError(
-            f"{path}.{name}: unknown key{near}; {node['_target_']} takes {', '.join(known)}"
+            f"{path}.{name}: unknown key{near}; {node['_target_']} takes "
+            + (", ".join(known) or "none")
             + ("" if near else left_out(path, unknown))
         )
     completed = path in ("optimizer", "scheduler")  # partial, and called with no more than runtime
@@ -132,7 +139,9 @@ def check_target(path: str, node: dict[str, Any]) -> None:
                 parameter.KEYWORD_ONLY,
             )
             if required and name not in (*arguments, *runtime, *from_data):
-                raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it")
+                later = not completed and not inspect.isclass(target)
+                called = ", or is called later: _partial_: true" if later else ""
+                raise InputError(f"{path}.{name}: missing; {node['_target_']} needs it{called}")
     _check_types(path, target, arguments)
 
 
@@ -253,6 +262,7 @@ def _lies_in(name: str, modules: Sequence[str]) -> bool:
 def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
+    from pydantic_core import SchemaError
 
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -274,15 +284,26 @@ def _check_types(path: str, target: Any, arguments: dict[str, Any]) -> None:
             continue  # torchvision's functions take names
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-            # as JSON: YAML's lists stand for tuples there, but text doesn't stand for numbers
-            adapter.validate_json(json.dumps(value), strict=True)
+            try:
+                # as JSON: YAML's lists stand for tuples there, but text doesn't stand for numbers
+                adapter.validate_json(json.dumps(value), strict=True)
+            except ValidationError as error:
+                if all(each["type"] != "needs_python_object" for each in error.errors()):
+                    raise
+                adapter.validate_python(value, strict=True)  # a class that JSON has no kind for
         except ValidationError as error:
             said = first_line(error.errors()[0]["msg"])
             allowed = "a list of numbers or null" if takes_tensor(hint) else _in_words(hint)
             allowed = ", ".join([*_weights_of(hint), "null"]) if _weights_of(hint) else allowed
             allowed = allowed or re.sub(r"^Input should be ", "", said)
             raise InputError(f"{path}.{name}={shown(value)}: must be {allowed}") from error
-        except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
+        except (
+            PydanticSchemaGenerationError,
+            PydanticUserError,
+            SchemaError,
+            NameError,
+            TypeError,
+        ):
             continue  # a type that no YAML value can be held against
 
 
@@ -342,6 +363,7 @@ def _in_words(hint: Any) -> str:
 _WORDS: dict[Any, str] = {
     int: "an integer",
     float: "a number",
+    Number: "a number",
     bool: "true or false",
     str: "text",
     NoneType: "null",

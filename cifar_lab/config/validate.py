@@ -68,6 +68,12 @@ def _check_nodes(config: dict[str, Any]) -> None:
                 "defaults"
             )
         check_has_target(group, config[group])
+    augment = config["augment"]
+    if augment["_target_"] == "cifar_lab.data.augment.Pipeline":
+        parts = augment.get("transforms")
+        for name, node in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(node, dict):
+                check_has_target(f"augment.transforms.{name}", node)
     for group in PARTS_LEFT_OUT_BY_NULL:
         parts = config[group]
         if isinstance(parts, dict) and "_target_" in parts:
@@ -195,7 +201,9 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if epochs is None and steps == -1:
         raise InputError("trainer.max_epochs=null: must be at least 1 (or set trainer.max_steps)")
     if epochs is not None and epochs < 1:
-        raise InputError(f"trainer.max_epochs={epochs}: must be at least 1")
+        raise InputError(
+            f"trainer.max_epochs={epochs}: must be at least 1, or null with trainer.max_steps"
+        )
     if steps is not None and steps != -1 and steps < 1:
         raise InputError(f"trainer.max_steps={steps}: must be at least 1, or -1 for no bound")
     least = trainer.get("min_epochs")

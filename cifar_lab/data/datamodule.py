@@ -18,7 +18,7 @@ from torch import Tensor
 from cifar_lab.data.arguments import check_choice, check_number, check_path, check_whole
 from cifar_lab.data.augment import Normalization, Pipeline
 from cifar_lab.data.copies import count_copies
-from cifar_lab.data.dataset import Dataset, Split, check_labels
+from cifar_lab.data.dataset import Dataset, Split, check_splits
 from cifar_lab.data.feed.device_loader import BatchLoader, as_tensor, place
 from cifar_lab.data.feed.epoch import EpochLoader, Multistep, Share, epoch_order
 from cifar_lab.data.synthetic import make_synthetic
@@ -103,7 +103,7 @@ class DataModule(LightningDataModule, ABC):
         """Finds and checks the data, once; raises InputError when data and settings do not fit."""
         if self._dataset is None:
             dataset = self.inherited.get(self.source) or self._read()
-            check_labels(dataset)
+            check_splits(dataset)
             self.augment.fit_to(dataset)
             self._dataset = dataset
             try:

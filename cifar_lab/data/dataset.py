@@ -100,10 +100,26 @@ class Dataset:
         return train, test
 
 
-def check_labels(dataset: Dataset) -> None:
-    """Raises InputError where a label is no class."""
-    labels = [part.labels for part in (dataset.train, dataset.test) if len(part)]
-    lowest, highest = min(int(part.min()) for part in labels), max(int(p.max()) for p in labels)
+def check_splits(dataset: Dataset) -> None:
+    """Raises InputError for images or labels that `Split` has not, and for one that is no class."""
+    parts = (dataset.train, dataset.test)
+    for images, labels in ((part.images, part.labels) for part in parts):
+        shape = (len(labels), 3, *dataset.image_size[1:])
+        kinds = images.dtype == np.uint8 and labels.dtype.kind in "iu"
+        if (
+            not kinds
+            or images.ndim != 4
+            or images.shape != shape
+            or labels.ndim != 1
+            or not shape[0]
+        ):
+            raise InputError(
+                f"data: {dataset.name} holds images {images.shape} of {images.dtype} and labels "
+                f"{labels.shape} of {labels.dtype}; both splits must have (N, 3, H, W) of uint8, "
+                "of one size, and (N,) of integers"
+            )
+    found = [part.labels for part in parts]
+    lowest, highest = min(int(part.min()) for part in found), max(int(p.max()) for p in found)
     if lowest < 0 or highest >= len(dataset.classes):
         raise InputError(
             f"data: {dataset.name} holds labels in {lowest}..{highest}; "

@@ -67,8 +67,7 @@ class Normalized(nn.Module):
         super().__init__()
         self.network, self.tta = network, tta
         # of values in 0..255, as `cifar_lab.data.augment.Normalization` has them
-        double = any(p.dtype == torch.float64 for p in network.parameters())
-        dtype = torch.float64 if double else torch.float32
+        dtype = torch.float64 if _in_float64(network.parameters()) else torch.float32
         channels = (torch.tensor(c, dtype=torch.float64).view(-1, 1, 1) for c in (mean, std))
         offset, scale = (255 * c for c in channels)
         self.register_buffer("offset", offset.float().to(dtype))
@@ -398,14 +397,16 @@ def _network(
     file: Path,
 ) -> nn.Module:
     node = _fetching_nothing(node)
-    with torch.random.fork_rng(devices=[]):  # what it draws at first is replaced
+    # what it draws at first is replaced; with gradients, weights that are made of others can't be
+    # copied
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_network(OmegaConf.create({"model": node}), classes, image_size[1])
     weights = {
         name.removeprefix(_NETWORK): tensor
         for name, tensor in found["state_dict"].items()
         if str(name).startswith(_NETWORK)
     }
-    if any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in weights.values()):
+    if _in_float64(t for t in weights.values() if isinstance(t, Tensor)):
         network.double()
     _check_fit(file, network, weights)
     _check_finite(file, network, weights)
@@ -414,7 +415,13 @@ def _network(
     except Exception as error:  # what is no tensor, a sparse one
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(f"{file}: does not fit this run's network ({reason})") from error
-    return network.eval()
+    network.eval()  # which may give nothing, where train is somebody's own
+    return network
+
+
+def _in_float64(tensors: Iterable[Tensor]) -> bool:
+    # a single one of them, as a temperature, is the network's own
+    return {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
 
 
 def _check_fit(file: Path, network: nn.Module, weights: Mapping[str, Any]) -> None:

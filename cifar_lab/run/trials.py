@@ -31,7 +31,7 @@ def try_together(
             try_augmentation(data.augment, data.dataset)
     else:
         with named("data"):
-            try_transform(data.transform, data.dataset)
+            try_transform(data.transform, data.dataset.image_size)
     name = f"model._target_={cfg.model['_target_']}"
     classes = len(data.dataset.classes)
     unsaid = cfg.model.get("num_classes") is None and takes_by_name(cfg.model["_target_"])[0]
@@ -146,10 +146,9 @@ def try_optimizer(cfg: DictConfig, factory: OptimizerFactory, network: nn.Module
     kind = accelerator(str(cfg.trainer.get("accelerator", "auto")))
     with named("optimizer"):
         trial = factory(network)  # the library's own checks of its numbers are among it
-        # it looks at no group's own, nor at the parameters; on a CPU it may refuse a step that only
-        # a GPU can make
-        unseen = bool(factory.groups) or any(p.is_complex() for p in network.parameters())
-        if not is_of_a_library(factory.make) or (kind == "cpu" and unseen):
+        # a library sees some of it in its step alone, which on a CPU may be one that only a GPU can
+        # make
+        if not is_of_a_library(factory.make) or kind == "cpu":
             try_step(factory, network)
     from cifar_lab.training import fused_sgd
 

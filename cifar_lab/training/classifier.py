@@ -107,6 +107,7 @@ class Classifier(LightningModule):
         self._epoch_open = False
         self._with_epoch: dict[str, float] = {}
         self._plotted: dict[str, float] = {}
+        self._of_epoch: dict[str, float] = {}  # that ends
         self._metrics_before: dict[str, float] = {}  # as a checkpoint carries them
         self._validated = False  # since the schedule's last step
         self._carried: Tensor | None = None
@@ -492,13 +493,21 @@ class Classifier(LightningModule):
         if means and not math.isfinite(means["val/loss"]):
             raise self._diverged("the validation loss", self.global_step)
 
+    def log_training(self) -> None:
+        """Logs train/loss, train/acc and lr of the epoch that ends, which callbacks see then."""
+        self._of_epoch = {**self._means("train"), "lr": float(self._lr)}
+        self._log(self._of_epoch, logger=False)
+
     def on_train_epoch_end(self) -> None:
-        """Logs train/loss, train/acc and lr."""
+        """Logs what callbacks have added to the epoch's metrics, and writes its curves."""
         self.assert_finite()
-        metrics = {**self._with_epoch, **self._means("train"), "lr": float(self._lr)}
+        if not self._of_epoch:
+            self.log_training()
+        self._log(self._with_epoch, logger=False)
+        metrics = {**self._with_epoch, **self._of_epoch}
         curves = {"epoch": self.current_epoch, **metrics, **self._plotted}
         self._with_epoch, self._plotted, self._epoch_open = {}, {}, False
-        self._log(metrics, logger=False)
+        self._of_epoch = {}
         # Lightning hands them to the loggers after the epoch's checkpoint is written: a crash in
         # between would leave a run that goes on behind the epoch, with a hole in its curves
         for logger in self.loggers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +186,8 @@ def show_data(network: nn.Module, data: DataModule) -> None:
     CPU as the network is: the same in every process, and of every seed.
     """
     initialize = getattr(network, "initialize", None)
-    if callable(initialize):
+    # somebody's own method of that name may take nothing, or a deviation
+    if callable(initialize) and "images" in inspect.signature(initialize).parameters:
         initialize(data.first_images(IMAGES_TO_INITIALIZE))
 
 

@@ -92,7 +92,7 @@ def _without_prefix(state: Any) -> dict[str, Tensor]:
 def _is_plain(tensor: Tensor) -> bool:
     # a file from elsewhere may hold kinds that can't be copied into a network's
     dense = tensor.layout == torch.strided and not tensor.is_quantized
-    return dense and not tensor.is_complex() and tensor.device.type == "cpu"
+    return dense and tensor.device.type == "cpu"
 
 
 def _of_torchvision(name: str, *, offline: bool) -> Weights:
@@ -157,6 +157,8 @@ def take_weights(
     own, found = (
         {k: v for k, v in x.items() if isinstance(v, Tensor)} for x in (network.state_dict(), found)
     )
+    # a complex number can't be copied into a real one
+    found = {k: v for k, v in found.items() if v.is_complex() == own.get(k, v).is_complex()}
     missing = [name for name in own if name not in found and not name.endswith(_COUNTER)]
     unused = [name for name in found if name not in own and not name.endswith(_COUNTER)]
     shaped = [name for name in own if name in found and found[name].shape != own[name].shape]
@@ -171,7 +173,7 @@ def take_weights(
         differences = _differences(own, found, missing, unused, shaped)
         raise InputError(f"is of another network: {differences}; nothing fits")
     for name, tensor in fitting.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds NaN or infinite numbers; give other weights")
     network.load_state_dict(fitting, strict=False)
     return Taken(

@@ -230,6 +230,8 @@ def _unusable(optimizer: Any) -> str | None:
             "computes the loss several times in a step, and each time would count in the metrics; "
             "use one that steps without a closure, as sgd and adamw do"
         )
+    if any("lr" not in group for group in optimizer.param_groups):
+        return "has groups of parameters without lr, which the schedule sets; give it one"
     if isinstance(optimizer, SparseAdam):
         return "takes sparse gradients, and those of a network on images are dense; use adamw"
     return None

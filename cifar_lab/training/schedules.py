@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from cifar_lab.config.targets import is_of_a_library, makes_scheduler
 from cifar_lab.errors import InputError
+from cifar_lab.training.trial import check_keepable
 
 
 def depends_on_length(target: Any, node: Mapping[str, Any]) -> bool:
@@ -187,7 +190,8 @@ def end_of(group: Mapping[str, Any], steps: int) -> int:
 
 
 def _factor(schedule: Callable[[int, int], float], end: int, stops: bool, step: int) -> float:
-    return 0.0 if stops and step >= end else schedule(step, end)
+    # one of NumPy's would make a rate of NumPy's, which a checkpoint doesn't give back
+    return 0.0 if stops and step >= end else float(schedule(step, end))
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ def try_schedule(
         stride = max(1, -(-steps // MOST_TRIED)) if own else max(1, steps // 2)
         for step in sorted({*range(0, steps, stride), steps - 1}):
             factor = schedule(step, steps)
-            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            if not isinstance(factor, Real | Tensor) or not 0 <= factor < math.inf:
                 raise InputError(
                     f"_target_: gives {factor} at step {step} of {steps}; it must give a finite "
                     "factor on optimizer.lr, at least 0"
@@ -307,6 +311,8 @@ def try_schedule(
                     f"_target_: gives a rate of {rates[0]} after {step} of {wanted} steps; it must "
                     "give finite ones, at least 0"
                 )
+    if own:
+        check_keepable(scheduler.state_dict(), "_target_")
 
 
 # Steps that a schedule of a person's own is tried on: a quarter of a second of torch's.

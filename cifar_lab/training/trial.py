@@ -111,16 +111,18 @@ def try_augmentation(pipeline: Pipeline, dataset: Dataset) -> None:
         )
 
 
-def try_transform(transform: Callable[[Tensor], Any], dataset: Dataset) -> None:
-    """A person's own transform on an image, twice with each of some states of torch's generator.
+def try_transform(transform: Callable[[Tensor], Any], size: tuple[int, ...]) -> None:
+    """A person's own transform on an image of noise, (3, H, W) uint8 of that size.
+
+    Twice with each of some states of torch's generator.
 
     Raises:
-        InputError: it ends otherwise than with an image of that shape, of bytes or of floats in
-            0..1 (normalization follows), changes the one that it is given, or draws from elsewhere:
+        InputError: it fails; what comes back is no image of bytes or of floats in 0..1
+            (normalization follows); it changes the one that it is given, or draws from elsewhere:
             of other generators each worker process has its own.
     """
-    stored = torch.from_numpy(np.array(dataset.train.images[0]))
-    with untouched(None):
+    stored = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with untouched(transform):
         for seed in range(_DRAWS):
             torch.default_generator.manual_seed(seed)
             first = _transformed(transform, stored)
@@ -137,20 +139,19 @@ def _transformed(transform: Callable[[Tensor], Any], stored: Tensor) -> Tensor:
     try:
         found = transform(image)
     except STOPS as error:
-        raise InputError(f"transform: does not take an image ({reason(error)})") from error
-    if not isinstance(found, Tensor) or found.shape != stored.shape:
-        kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"transform: gives {kind} for a tensor {tuple(stored.shape)} of bytes; it must give "
-            "one of the same shape"
-        )
+            f"transform: fails on an image {tuple(stored.shape)} of bytes ({reason(error)})"
+        ) from error
+    if not isinstance(found, Tensor) or found.ndim != 3 or len(found) != 3:
+        kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"transform: gives {kind}; it must give a tensor (3, H, W)")
     if found.dtype != torch.uint8:
         low, high = float(found.min()), float(found.max())
-        # a little beyond: what interpolates overshoots
-        if not (found.is_floating_point() and low >= -0.1 and high <= 1.1):
+        # an interpolation may reach over the range, or noise
+        if not (found.is_floating_point() and -0.5 < low <= high < 1.5):
             raise InputError(
-                f"transform: gives {found.dtype} from {low:g} to {high:g}; must be torch.uint8, or "
-                "floats in 0..1: normalization follows"
+                f"transform: gives {found.dtype} from {low:.3g} to {high:.3g}; must be "
+                "torch.uint8, or floats in 0..1: data.normalization follows, leave its own out"
             )
     if not torch.equal(image, stored):
         raise InputError("transform: changes the image in place; work on a copy")
@@ -176,7 +177,7 @@ def try_network(
             gives anything but finite logits, one for each class, that its parameters have a part
             in; it uses parameters that are none of its own, or makes some on the way.
     """
-    names = [name for name, _ in network.named_parameters()]
+    names = [*network.state_dict()]
     check_keepable(
         {k: v for k, v in network.state_dict().items() if not isinstance(v, Tensor)}, name
     )
@@ -208,7 +209,7 @@ def try_network(
                 f"{name}: uses a parameter {shape} that it doesn't have: nothing would train or "
                 "keep it; layers in a list must be in a torch.nn.ModuleList"
             )
-    if new := [name for name, _ in network.named_parameters() if name not in names]:
+    if new := [key for key in network.state_dict() if key not in names]:
         raise InputError(f"{name}: makes {new[0]} in its forward pass; make it in __init__")
     assert isinstance(outputs, Tensor)
     if expected.alone:
@@ -337,18 +338,40 @@ def try_loss(loss: Loss, outputs: Tensor, *, mixes: bool, name: str) -> None:
         _try_labels(loss, rows, mixed, name, "mixed labels (B, C), which augment makes")
 
 
+def as_python(state: Any) -> Any:
+    """The state with Python's numbers for NumPy's of 64 bits, which a checkpoint doesn't give back.
+
+    They are the same numbers; a rate that was computed with NumPy is one of its.
+    """
+    if isinstance(state, np.float64 | np.integer | np.bool_):
+        return state.item()
+    if type(state) is dict:
+        return {as_python(key): as_python(value) for key, value in state.items()}
+    return type(state)(map(as_python, state)) if type(state) in (list, tuple) else state
+
+
 def check_keepable(state: Any, name: str) -> None:
     """Raises InputError for a state that a checkpoint wouldn't give back."""
     file = io.BytesIO()
     try:
-        torch.save(state, file)
+        torch.save(_without_tensors(as_python(state)), file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:
+        for key, value in state.items() if isinstance(state, dict) else ():
+            check_keepable(value, f"{name}: {key}")  # the one that is in the way
         raise InputError(
             f"{name}: a checkpoint can't keep its state ({type(error).__name__}); must be tensors "
             "and plain values alone"
         ) from error
+
+
+def _without_tensors(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return None
+    if isinstance(state, dict):
+        return {key: _without_tensors(value) for key, value in state.items()}
+    return [_without_tensors(value) for value in state] if type(state) in (list, tuple) else state
 
 
 def check_weight(weight: Any, classes: int) -> None:
@@ -450,6 +473,7 @@ def untouched(part: object) -> Iterator[None]:
     module = part if isinstance(part, nn.Module) else nn.Module()
     modes = [(child, child.training) for child in module.modules()]
     buffers = [(name, buffer.clone()) for name, buffer in module.named_buffers()]
+    kept = module.state_dict().keys()
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -463,7 +487,9 @@ def untouched(part: object) -> Iterator[None]:
         # by name: a forward pass may put new ones in their place
         now = dict(module.named_buffers())
         for name, before in buffers:
-            now[name].data = before
+            # a cache that has grown stays: averages are of a network that has it
+            if name in kept or now[name].shape == before.shape:
+                now[name].data = before
 
 
 def reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cifar_lab.data.dataset import (
     Dataset,
     Split,
     channel_statistics,
-    check_labels,
+    check_splits,
     label_type,
 )
 from cifar_lab.data.synthetic import make_synthetic
@@ -36,13 +37,40 @@ def dataset(labels: list[int], classes: int) -> Dataset:
 
 
 def test_not_every_class_has_to_occur() -> None:
-    check_labels(dataset([0, 3], 10))
+    check_splits(dataset([0, 3], 10))
 
 
 @pytest.mark.parametrize("label", [10, -1])
 def test_a_label_that_is_no_class_is_refused(label: int) -> None:
     with pytest.raises(InputError, match=rf"^data: digits holds labels in .*{label}.*; they must"):
-        check_labels(dataset([0, label], 10))
+        check_splits(dataset([0, label], 10))
+
+
+PIXELS, TWO = np.zeros((2, 3, 32, 32), np.uint8), np.arange(2)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (PIXELS.astype(np.float32), TWO),
+        (PIXELS.transpose(0, 2, 3, 1), TWO),
+        (PIXELS[:, :1], TWO),
+        (PIXELS.repeat(2, 2).repeat(2, 3), TWO),
+        (PIXELS, np.arange(3)),
+        (PIXELS, np.arange(2.0)),
+        (PIXELS, np.eye(2, dtype=np.int64)),
+        (PIXELS[:0], TWO[:0]),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+@pytest.mark.parametrize("in_train", [True, False])
+def test_a_split_of_another_kind_is_refused(in_train: bool, images: Any, labels: Any) -> None:
+    good, bad = dataset([0, 1], 10), Split(images, labels)
+    other = replace(good, train=bad) if in_train else replace(good, test=bad)
+    with pytest.raises(
+        InputError, match=r"^data: digits holds images \(.* of one size, and \(N,\)"
+    ):
+        check_splits(other)
 
 
 @pytest.mark.parametrize(("classes", "bytes_each"), [(2, 1), (256, 1), (257, 2), (1000, 2)])

@@ -23,9 +23,10 @@ from cifar_lab.data.datamodule import stratified_split
 from cifar_lab.errors import InputError
 from cifar_lab.records.checkpoint_file import add_digest, load
 from cifar_lab.records.digest import config_digest
+from cifar_lab.records.weights import source_of
 from cifar_lab.run.build import build
 from cifar_lab.training.fit import Parts
-from cifar_lab.training.initial_weights import freeze, take_weights
+from cifar_lab.training.initial_weights import freeze, read, take_weights
 from cifar_lab.training.optimizers import OptimizerFactory
 from tests.conftest import TINY, environment, merged, record_of
 from tests.support.class_folders import write_class_folders
@@ -475,6 +476,29 @@ def test_only_the_classes_may_differ_in_a_head() -> None:
     with pytest.raises(InputError, match="nothing fits"):
         take_weights(network, {"weight": torch.ones(9, 4)}, classes=7, strict=False)
     assert equal(network.state_dict(), own)
+
+
+class Phased(nn.Linear):
+    phase: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(4, 7)
+        self.register_buffer("phase", torch.randn(3, dtype=torch.complex64))
+
+
+def test_complex_numbers_are_taken_and_become_no_real_ones(tmp_path: Path) -> None:
+    network, other = Phased(), Phased()
+    torch.save({"state_dict": other.state_dict()}, file := tmp_path / "weights.ckpt")
+    add_digest(file)
+    found = read(source_of(str(file))).tensors
+    assert take_weights(network, found, classes=7, strict=True).new == ()
+    assert torch.equal(network.phase, other.phase)
+    network.phase = torch.zeros(3)
+    with pytest.raises(InputError, match="lacks phase"):
+        take_weights(network, found, classes=7, strict=True)
+    found["phase"][0] = torch.nan
+    with pytest.raises(InputError, match="phase holds NaN"):
+        take_weights(Phased(), found, classes=7, strict=True)
 
 
 def test_filters_that_were_taken_are_not_made_of_the_images_anew(lab: Lab, tmp_path: Path) -> None:

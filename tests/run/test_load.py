@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.prune import random_unstructured
 
 from cifar_lab import Run, compare, load_run, train
 from cifar_lab.data.fetch.cifar100 import FINE
@@ -296,6 +298,53 @@ def test_a_network_from_elsewhere_is_called_only_where_it_is_trusted(
     (tmp_path / "own_net.py").unlink()
     with pytest.raises(InputError, match=r"^model\._target_=own_net\.Net: No module named 'own_"):
         load_run(tmp_path / "run", trust=["own_net"])
+
+
+class Pruned(nn.Sequential):
+    """A weight that is made of others in each forward pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))
+        random_unstructured(self[1], "weight", amount=0.5)
+
+
+class Tempered(nn.Module):
+    """A single parameter in float64."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3072, num_classes)
+        self.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits / self.temperature.float()
+
+
+class Habits(nn.Sequential):
+    """An initialization of its own, and a mode that it doesn't give itself back from."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, num_classes))
+        self.initialize()
+
+    def initialize(self, std: float = 0.01) -> None:
+        assert isinstance(std, float)
+        nn.init.normal_(self.get_parameter("1.weight"), 0, std)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]  # as people write it
+        super().train(mode)
+
+
+@pytest.mark.parametrize("network", [Pruned, Tempered, Habits], ids=lambda kind: kind.__name__)
+def test_a_network_with_ways_of_its_own_is_loaded_as_it_was_tested(
+    tmp_path: Path, network: type[nn.Module]
+) -> None:
+    base = [a for a in QUICK if not a.startswith("model")]
+    target = f"model._target_={__name__}.{network.__name__}"
+    model = ("model=cnn", "~model.width", "~model.dropout", target)
+    finish(tmp_path / "run", *base, *model)
+    holds(load_run(tmp_path / "run", trust=["tests"]))
 
 
 @pytest.mark.parametrize(

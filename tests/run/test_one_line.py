@@ -14,8 +14,9 @@ import torch
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchvision.transforms import v2
 
 from cifar_lab.config.compose import compose
 from cifar_lab.config.schema import Root
@@ -138,6 +139,13 @@ class Ruining(SGD):
             parameter.data.fill_(math.nan)
 
 
+class NoRate(Optimizer):
+    """Finds its own step."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+
 def late(step: int, total_steps: int) -> float:
     """Ends at its sixth step."""
     return [1.0, 1.0, 1.0, 1.0, 1.0][step]
@@ -175,6 +183,21 @@ def own_optimizer(name: str, *more: str) -> tuple[str, ...]:
 
 def own_schedule(name: str, *more: str) -> tuple[str, ...]:
     return ("scheduler=none", f"scheduler._target_={HERE}.{name}", *more)
+
+
+OWN_TRANSFORM = ("data.loader=torchvision", "augment=none")
+
+
+def to_picture() -> Any:
+    return v2.ToPILImage()
+
+
+def normalizing() -> Any:
+    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
 
 
 LINES: list[tuple[tuple[str, ...], str]] = [
@@ -357,6 +380,31 @@ LINES: list[tuple[tuple[str, ...], str]] = [
             ("Half", "augment.transforms: give images (2, 3, 32, 16) and labels (2,) for images"),
         )
     ],
+    *[
+        ((*OWN_TRANSFORM, f"data.transform={{_target_: {target}}}"), f"data.transform: {said}")
+        for target, said in (
+            (
+                "torchvision.transforms.v2.MixUp",
+                "fails on an image (3, 32, 32) of bytes (ValueError: labels should be index",
+            ),
+            (f"{HERE}.to_picture", "gives Image; it must give a tensor (3, H, W)"),
+            (
+                f"{HERE}.normalizing",
+                "gives torch.float32 from -1 to 1; must be torch.uint8, or floats",
+            ),
+        )
+    ],
+    # what is set of a part that another option doesn't have
+    (
+        ("experiment=cnn_strong", "augment=none"),
+        "augment.transforms.crop._target_: missing; must be the dotted name of a class or "
+        "function; ~augment.transforms.crop leaves it out",
+    ),
+    (
+        (f"loss._target_={HERE}.loss", "~loss.label_smoothing"),
+        f"loss.logits: missing; {HERE}.loss needs it, or is called later: _partial_: true",
+    ),
+    (("trainer.max_epochs=-1", "trainer.max_steps=5"), "trainer.max_epochs=-1: must be at least 1"),
     (("augment._target_=builtins.dict",), "augment._target_: gives dict; must give a cifar_lab."),
     (("data._target_=builtins.dict", "~data.normalization"), "data._target_: gives dict; must"),
     (
@@ -368,6 +416,14 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     (own_optimizer("of_matrices"), "optimizer: stem.0.weight of shape (4, 3, 3, 3) is no matrix"),
     (own_optimizer("in_need"), f"optimizer.need: missing; {HERE}.in_need needs it"),
     (own_optimizer("FailingStep"), "optimizer: RuntimeError: no step for filters, test_one_line"),
+    (
+        own_optimizer("NoRate", "~optimizer.lr"),
+        "optimizer._target_: NoRate has groups of parameter",
+    ),
+    (
+        ("optimizer=adamw", "optimizer.fused=false", "+optimizer.capturable=true"),
+        "optimizer: AssertionError: If capturable=True, params and state_steps must be on",
+    ),
     (own_optimizer("Ruining"), "optimizer._target_: Ruining makes weights NaN or infinite in its"),
     (own_schedule("late"), "scheduler: IndexError: list index out of range, test_one_line.py:"),
     (
@@ -431,6 +487,10 @@ LINES: list[tuple[tuple[str, ...], str]] = [
     *[
         ((f"trainer.max_time={value}",), f"trainer.max_time={value}: must be days, hours, minutes")
         for value in ("abc", "01:30", "1:2:3:4")
+    ],
+    *[
+        ((f"+{key}=3",), f"{key}: is what a run gives by itself; leave it out")
+        for key in ("logger.csv.save_dir", "data.seed", "optimizer.params", "scheduler.step")
     ],
     # observers
     *[

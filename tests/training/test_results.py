@@ -33,6 +33,7 @@ from cifar_lab.training.loggers.metrics_csv import MetricsCsv
 from cifar_lab.training.loggers.tensorboard import TensorBoard
 from tests.conftest import TINY, record_of
 from tests.support.images import numbered
+from tests.support.runs import rows
 
 Lab = Callable[..., tuple[int, str, str]]
 
@@ -338,6 +339,30 @@ def test_a_callback_whose_state_no_checkpoint_gives_back_is_refused(
     own = "+callbacks.own={_target_:tests.training.test_results.Unkept}"
     status, _, err = lab(*TINY, own, f"hydra.run.dir={tmp_path}/run")
     assert status == 2
-    assert err.startswith("cifar_lab: callbacks.own: a checkpoint can't keep its state (")
+    assert err.startswith("cifar_lab: callbacks.own: path: a checkpoint can't keep its state (")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+class Looking(Callback):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(f"{float(trainer.callback_metrics['train/acc'])!r}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        Path("seen").write_text(" ".join(self.seen))
+
+
+@pytest.mark.parametrize("group", ["callbacks", "monitors"])
+def test_a_callback_sees_the_metrics_of_the_epoch_that_ends(
+    lab: Lab, tmp_path: Path, group: str
+) -> None:
+    own = f"+{group}.own={{_target_:tests.training.test_results.Looking}}"
+    status, _, err = lab(*TINY, own, "logger=csv", f"hydra.run.dir={tmp_path}/run")
+    assert status == 0, err
+    curves = rows(tmp_path / "run")
+    assert Path("seen").read_text().split() == [
+        row["train/acc"] for row in curves if row["train/acc"]
+    ]

@@ -106,6 +106,36 @@ class Late(Linear):
         return self.late(super().forward(images))
 
 
+class LateBuffer(Linear):
+    """Has a buffer from its first call on, which whoever reads its weights has not."""
+
+    mean: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.mean is None:
+            self.mean = images.mean()
+        return super().forward(images - self.mean)
+
+
+class Cached(Linear):
+    """Makes its positions where it first sees a size."""
+
+    positions: Tensor
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(outputs=num_classes)
+        self.register_buffer("positions", torch.zeros(0), persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        if len(self.positions) != images.shape[-1]:
+            self.positions = torch.linspace(0, 1, images.shape[-1], device=images.device)
+        return super().forward(images + self.positions)
+
+
 class InPlace(Linear):
     def forward(self, images: Tensor) -> Any:
         return super().forward(images.mul_(2))
@@ -170,6 +200,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a hidden layer": (Hidden, "uses a parameter (10, 10) that it doesn't have"),
     "a passing buffer": (Passing, "mean changes and is in no checkpoint"),
     "a late layer": (Late, "makes late.weight in its forward pass; make it in __init__"),
+    "a late buffer": (LateBuffer, "makes mean in its forward pass; make it in __init__"),
     "images in place": (InPlace, "its images are changed in place"),
     "a lost gradient": (lambda: Linear(lambda y: y.exp().mul_(2)), "by an inplace operation"),
     "a state of objects": (lambda: Stateful(Path), "a checkpoint can't keep its state"),
@@ -204,6 +235,7 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "float64": (lambda: Linear().double(), {"precision": "64-true"}),
     "bfloat16": (lambda: Linear().bfloat16(), {"precision": "bf16-true"}),
     "a checkpointed segment": (Checkpointed, {}),
+    "a cache that grows": (Cached, {}),
     "an extra state": (lambda: Stateful({"steps": 3}), {}),
     "a norm of its own": (lambda: flat(nn.utils.weight_norm(nn.Linear(3072, 10))), {}),
     "a norm with a state": (lambda: flat(nn.utils.spectral_norm(nn.Linear(3072, 10))), {}),
@@ -309,10 +341,11 @@ def test_an_augmentation_that_fits_passes(labels: Callable[[Tensor], Tensor]) ->
     try_augmentation(fits, synthetic())
 
 
+IMAGE_SIZE = (3, 32, 32)
 TRANSFORMS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     # torchvision's normalization would make three channels of it again, all alike
-    "grey": (lambda x: x[:1], "gives (1, 32, 32) for a tensor (3, 32, 32)"),
-    "an array": (lambda x: x.numpy(), "gives ndarray for a tensor"),
+    "grey": (lambda x: x[:1], "gives (1, 32, 32); it must give a tensor (3, H, W)"),
+    "an array": (lambda x: x.numpy(), "gives ndarray; it must"),
     "normalized": (lambda x: (x / 255 - 0.5) / 0.2, "must be torch.uint8, or floats in 0..1"),
     "bytes as floats": (lambda x: x.float(), "gives torch.float32 from 0 to 2"),
     "no numbers": (lambda x: x / 0, "floats in 0..1"),
@@ -320,7 +353,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "in place": (lambda x: x.add_(1), "changes the image in place"),
     "numpy's chance": (lambda x: x.flip(-1) if np.random.rand() < 0.5 else x, "other images"),
     "python's chance": (lambda x: x.roll(random.randrange(32), -1), "other images"),
-    "an error": (lambda x: x.view(7), "does not take an image (RuntimeError"),
+    "an error": (lambda x: x.view(7), "fails on an image (3, 32, 32) of bytes (RuntimeError"),
 }
 
 
@@ -329,7 +362,7 @@ def test_a_transform_of_ones_own_that_misleads_is_told_in_one_line(name: str) ->
     transform, reason = TRANSFORMS[name]
     before = rng_state()
     with pytest.raises(InputError) as refused:
-        try_transform(transform, synthetic())
+        try_transform(transform, IMAGE_SIZE)
     assert str(refused.value).startswith("transform: ")
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -350,7 +383,7 @@ def test_those_of_torchvision_pass() -> None:
             [v2.RandomResizedCrop(32, interpolation=v2.InterpolationMode.BICUBIC), to_float]
         ),
     ):
-        try_transform(transform, synthetic())
+        try_transform(transform, IMAGE_SIZE)
 
 
 # --- the loss -------------------------------------------------------------------------------------

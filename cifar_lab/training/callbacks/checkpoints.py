@@ -28,6 +28,7 @@ from cifar_lab.training.distributed import is_exchange_batch, max_over_processes
 from cifar_lab.training.lightning_internals import enter_validation, validation_may_follow
 from cifar_lab.training.selection import Mode, is_better, mode_of
 from cifar_lab.training.steps.multistep import SupportsMultistep
+from cifar_lab.training.trial import as_python, check_keepable
 
 log = logging.getLogger("cifar_lab")
 
@@ -202,6 +203,8 @@ class Checkpoints(Checkpoint, SupportsMultistep):
         }
         if self._validation_to_come:
             enter_validation(checkpoint)
+        check_keepable(checkpoint, "callbacks.checkpoints")
+        checkpoint.update(as_python(checkpoint))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

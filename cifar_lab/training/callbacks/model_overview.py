@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from cifar_lab.training.loggers.tensorboard import TensorBoard, decoration
+from cifar_lab.training.trial import untouched
 
 log = logging.getLogger("cifar_lab")
 FILTERS = "model/first_layer_filters"
@@ -85,9 +86,10 @@ def filter_sheet(network: nn.Module) -> Tensor | None:
     first = next(
         (m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None
     )
-    if first is None or first.weight.shape[1] != 3:  # grouped
+    if first is None or first.groups > 1:
         return None
-    weights = first.weight.detach().float().cpu()
+    with untouched(first):  # spectral_norm's estimate moves where its weight is read in training
+        weights = first.eval().weight.detach().float().cpu()
     if not bool(torch.isfinite(weights).all()):
         return None
     shade = 0.5 + weights / (2 * weights.abs().max().clamp(min=1e-12))

@@ -115,8 +115,9 @@ class Timings(Callback, SupportsMultistep):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the rate with the epoch's metrics; its curves hold the other figures too."""
         self._stop_clock(pl_module)
+        assert isinstance(pl_module, Classifier)
+        pl_module.log_training()
         if self._images:
-            assert isinstance(pl_module, Classifier)
             rates = {key: value for key, value in self._rates().items() if value is not None}
             pl_module.log_with_epoch({"images_per_s": rates.pop("images_per_s")})
             rates["peak_memory_mb"] = _peak_memory_mb()

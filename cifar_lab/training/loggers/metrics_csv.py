@@ -7,7 +7,7 @@ import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -46,6 +46,11 @@ class MetricsCsv(Logger):
     def version(self) -> str:
         """None of its own: the run folder is the version."""
         return ""
+
+    @property
+    def experiment(self) -> Self:
+        """What each of Lightning's loggers has, and a callback may look at."""
+        return self
 
     @property
     def save_dir(self) -> str:

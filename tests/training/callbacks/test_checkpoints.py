@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from cifar_lab.training.callbacks.checkpoints import Checkpoints
 from cifar_lab.training.callbacks.rng import rng_state, set_rng_state
@@ -21,6 +23,42 @@ from tests.conftest import TINY, record_of
 from tests.support.runs import SMALL, same, stop_at, stop_in
 
 Lab = Callable[..., tuple[int, str, str]]
+
+
+class Best(Callback):
+    """Keeps a number of NumPy's."""
+
+    seen: Any = 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen = np.mean([self.seen, trainer.global_step])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen, "all": [np.int64(3), {np.int64(4): np.bool_(True)}]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
+
+class Adding(Callback):
+    """Adds an array of NumPy's to a checkpoint."""
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["mine"] = {"fine": 1, "array": np.ones(3)}
+
+
+def falling(step: int, total_steps: int) -> Any:
+    return np.cos(np.pi / 2 * step / total_steps)
+
+
+def exponential(optimizer: Optimizer) -> LambdaLR:
+    return LambdaLR(optimizer, lambda epoch: np.exp(-0.1 * epoch))
+
+
+def doubled(params: Any, lr: float) -> Optimizer:
+    return SGD(params, lr=2 * np.float64(lr))
 
 
 class Scripted:
@@ -266,3 +304,29 @@ def test_a_resumed_run_draws_what_an_undisturbed_one_does_from_every_generator(
     assert lab(*SMALL, f"hydra.run.dir={tmp_path}/cut")[0] == 0
     assert len(sequences["whole"]) == 16
     assert sequences["cut"] == sequences["whole"]
+
+
+@pytest.mark.parametrize("schedule", ["falling", "exponential"])
+def test_a_run_goes_on_with_numbers_of_numpy(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    left = ("fused", "momentum", "nesterov", "weight_decay")
+    arguments = (
+        *(*SMALL, "scheduler=none", f"scheduler._target_={__name__}.{schedule}"),
+        *(f"optimizer._target_={__name__}.doubled", *(f"~optimizer.{key}" for key in left)),
+        *(f"+callbacks.best._target_={__name__}.Best", "logger=csv"),
+    )
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/whole")[0] == 0
+    stop_at(monkeypatch, 9)
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 130
+    assert lab(*arguments, f"hydra.run.dir={tmp_path}/cut")[0] == 0
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_a_checkpoint_would_not_give_back_ends_at_the_first(lab: Lab, tmp_path: Path) -> None:
+    own = f"+callbacks.adding._target_={__name__}.Adding"
+    status, _, err = lab(*SMALL, own, f"hydra.run.dir={tmp_path}/run")
+    assert status == 1
+    assert "callbacks.checkpoints: mine: array: a checkpoint can't keep its state (" in err
+    assert record_of(tmp_path / "run")["epochs"] == 0
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))

@@ -56,6 +56,15 @@ def test_the_average_is_the_recurrence_and_validation_and_test_see_it(
     torch.testing.assert_close(tested[0], average)
 
 
+def test_a_network_with_a_cache_that_grows_is_averaged(lab: Lab, tmp_path: Path) -> None:
+    own = ("model._target_=tests.training.test_trial.Cached", "~model.width", "~model.dropout")
+    status, _, err = lab(
+        *[a for a in EMA if not a.startswith("model.")],
+        *("model=cnn", *own, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run"),
+    )
+    assert (status, err) == (0, "")
+
+
 @pytest.mark.parametrize("val_size", [200, 0])
 def test_before_it_begins_the_average_is_the_weights(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_size: int

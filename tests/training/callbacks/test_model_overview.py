@@ -12,6 +12,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from cifar_lab.model.cnn import CNN
 from cifar_lab.model.resnet import ResNet
@@ -46,10 +47,13 @@ def begin(run: Path, network: nn.Module, *, graph: bool = True, resumed: int | N
 
 
 def networks() -> list[nn.Module]:
-    return [CNN(width=4, dropout=0.5), ResNet(num_blocks=[1, 1], width=4).double()]
+    normed = CNN(width=4, dropout=0.5)
+    # a look at its weight in training moves its estimate
+    spectral_norm(normed.features[0])
+    return [CNN(width=4, dropout=0.5), ResNet(num_blocks=[1, 1], width=4).double(), normed]
 
 
-@pytest.mark.parametrize("network", networks(), ids=["cnn", "resnet in float64"])
+@pytest.mark.parametrize("network", networks(), ids=["cnn", "resnet in float64", "spectral norm"])
 def test_the_graph_is_there_and_the_network_and_the_rngs_are_as_before(
     tmp_path: Path, network: nn.Module
 ) -> None:

@@ -459,3 +459,32 @@ def check_precision(precision: str, kind: str) -> None:
             f"trainer.precision={precision}: this device ({kind}) lacks it; "
             f"use {advice.get(kind, '32-true or 16-mixed')}"
         )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this processor is known to have no instructions for bfloat16.
+
+    torch computes in it all the same, several times slower than in float32 (docs/benchmarks.md).
+    """
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    # the last is ARM's
+    known = [has[name] for name in ("avx512_bf16", "amx_bf16", "bf16") if name in has]
+    return bool(known) and not any(known)
+
+
+def precision_warning(trainer: dict[str, Any]) -> str | None:
+    """The line about a ``trainer.precision`` that this processor has no instructions for."""
+    import torch
+
+    precision = str(trainer.get("precision", "32-true"))
+    if not precision.startswith("bf16"):
+        return None
+    if accelerator(str(trainer.get("accelerator", "auto"))) != "cpu" or not emulates_bfloat16():
+        return None
+    name = torch.cpu.get_capabilities().get("cpu_name", "this processor")
+    return (
+        f"trainer.precision={precision}: {name} has no instructions for bfloat16 and emulates them "
+        "slowly; trainer.precision=32-true is faster here"
+    )

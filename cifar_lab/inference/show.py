@@ -45,6 +45,7 @@ def robustness_json(one: Robustness) -> dict[str, Any]:
         "normalized": False,
         "clean": one.clean,
         "source": "drawn here" if one.drawn_here else "archive",
+        "notes": list(one.notes),
         "accuracy": {name: list(values) for name, values in one.accuracy.items()},
     }
 
@@ -129,6 +130,8 @@ def print_robustness(one: Robustness, console: Console) -> None:
     console.print(f"mean corruption error {_percent(one.mean_error)}, not normalized{clean}")
     if one.drawn_here:
         console.print(Text(DRAWN_HERE), soft_wrap=True)
+    for note in one.notes:
+        console.print(Text(note), soft_wrap=True)
 
 
 def write_figures(one: Evaluation, images: NDArray[np.uint8], folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cifar_lab import signals
 from cifar_lab.config.compose import run_config
 from cifar_lab.config.overrides import assignment
+from cifar_lab.config.validate import precision_warning
 from cifar_lab.config.written import config_to_keep
 from cifar_lab.errors import Diverged, InputError, Interrupted, memory_ran_out
 from cifar_lab.records import credentials, processes
@@ -367,6 +368,8 @@ def _warn(asked: Request, record: RunRecord, parts: Parts) -> None:
             "(tuned_batch_size=null says nothing)",
             *(images_per_step, tuned, tuned),
         )
+    if line := precision_warning(asked.config["trainer"]):
+        log.warning("%s", line)
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)
     for line in _held_out_and_seen(asked.config, parts.data):

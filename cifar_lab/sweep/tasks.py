@@ -63,7 +63,8 @@ class Findings:
         work: of each point, floating-point operations of its network times its epochs; 0 where
             they can't be counted. Empty where a point is wrong.
         images: the digest of each point's. Empty where a point is wrong.
-        warnings: what makes accuracies on some of these images too high.
+        warnings: what makes accuracies on some of these images too high, or jobs slower than they
+            need be.
     """
 
     wrong: list[tuple[int, str]]

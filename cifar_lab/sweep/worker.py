@@ -19,7 +19,12 @@ from omegaconf import DictConfig
 
 from cifar_lab.config.compose import register
 from cifar_lab.config.messages import first_line
-from cifar_lab.config.validate import accelerator, check_devices, check_resolved
+from cifar_lab.config.validate import (
+    accelerator,
+    check_devices,
+    check_resolved,
+    precision_warning,
+)
 from cifar_lab.data.datamodule import DataModule
 from cifar_lab.data.dataset import Dataset
 from cifar_lab.errors import InputError
@@ -63,6 +68,8 @@ def check(request: Check) -> int:
             if parts - seen:
                 check_resolved(resolved)
             kinds.append(accelerator(str(trainer.get("accelerator", "auto"))))
+            if line := precision_warning(trainer):
+                warnings[line] = None
             compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))
             new = {key for key, _ in parts - seen} - {"seed", "threads"}

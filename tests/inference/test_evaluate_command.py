@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cifar_lab import load_run
+from cifar_lab.data.dataset import CLASSES
 from cifar_lab.data.synthetic import make_synthetic
 from cifar_lab.evaluate import main
 from cifar_lab.inference.corruptions import CORRUPTIONS, corrupt
@@ -153,6 +154,31 @@ def test_corruptions_and_the_archive(
     assert "holds the label 10; this run has 10 classes" in refused(
         capfd, another, "--corrupt", "--data", archive
     )
+
+
+@pytest.mark.parametrize("names", [CLASSES, CLASSES[::-1], tuple("abcdefghij")])
+def test_an_archive_s_labels_are_of_named_classes(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], names: tuple[str, ...]
+) -> None:
+    """Label i of CIFAR-10-C is CIFAR-10's class i, in whatever order a run has them."""
+    run = copied(finished, tmp_path / "run")
+    record = record_of(run)
+    record["data"]["classes"] = list(names)
+    (run / "run.json").write_text(json.dumps(record))
+    test = make_synthetic(train_size=10, test_size=200, data_seed=0).test
+    archive = tmp_path / "CIFAR-10-C"
+    archive.mkdir()
+    np.save(archive / "labels.npy", np.tile(test.labels, 5))
+    for name in CORRUPTIONS:
+        np.save(archive / f"{name}.npy", np.tile(test.images.transpose(0, 2, 3, 1), (5, 1, 1, 1)))
+    found = as_json(capfd, run, "--corrupt", "--data", archive)["runs"][0]["corruptions"]
+    loaded = load_run(run)
+    taken = [loaded.classes[i] for i in loaded.predict(test.images).argmax(1)]
+    known = CLASSES if set(names) == set(CLASSES) else names
+    right = np.mean([known[label] == name for label, name in zip(test.labels, taken, strict=True)])
+    assert found["accuracy"]["fog"] == pytest.approx([right] * 5)
+    unknown = not set(names) & set(CLASSES)
+    assert any(f"{archive}: names no classes" in note for note in found["notes"]) == unknown
 
 
 def test_wrong_input_is_one_line(

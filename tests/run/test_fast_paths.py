@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cifar_lab.config.validate import accelerator, check_precision, devices_present
+from cifar_lab.config.validate import (
+    accelerator,
+    check_precision,
+    devices_present,
+    precision_warning,
+)
 from cifar_lab.records.digest import NEW_AND_BEFORE, config_digest
 from tests.conftest import record_of
 from tests.support.runs import SMALL, weights
@@ -100,6 +106,48 @@ def test_a_size_that_is_none_is_wrong_input(lab: Lab, tmp_path: Path, bad: str) 
     assert status == 2
     assert "data.eval_batch_size" in err
     assert not (tmp_path / "run").exists()
+
+
+# --- bfloat16 without instructions for it ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("has", "slow"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": False, "amx_bf16": True}, False),
+        ({"neon": True, "bf16": False}, True),
+        ({"neon": True, "bf16": True}, False),
+        ({"architecture": "unknown"}, False),
+    ],
+)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_processor_without_bfloat16_is_said(
+    monkeypatch: pytest.MonkeyPatch, has: dict[str, Any], slow: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    line = precision_warning({"precision": precision, "accelerator": "cpu"})
+    assert (line is not None) == slow
+    if line:
+        name = has.get("cpu_name", "this processor")
+        assert line.startswith(f"trainer.precision={precision}: {name} has no instructions for ")
+    for other in ("32-true", "64-true"):
+        assert precision_warning({"precision": other, "accelerator": "cpu"}) is None
+    assert precision_warning({}) is None
+
+
+def test_a_run_and_a_sweep_say_that_bfloat16_is_slow_here(lab: Lab, tmp_path: Path) -> None:
+    precise = ("trainer.precision=bf16-mixed", "trainer.accelerator=cpu")
+    line = precision_warning({"precision": "bf16-mixed", "accelerator": "cpu"})
+    status, _, err = lab(*ONE_EPOCH, *precise, f"hydra.run.dir={tmp_path}/run")
+    assert status == 0, err
+    assert ("no instructions for bfloat16" in err) == (line is not None)
+    sweep = ("-m", *ONE_EPOCH, *precise, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
+    status, _, err = lab(*sweep)
+    assert status == 0, err
+    # once for all jobs
+    assert err.count("no instructions for bfloat16") == (line is not None)
 
 
 # --- who asks CUDA --------------------------------------------------------------------------------

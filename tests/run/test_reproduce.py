@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -401,9 +402,16 @@ def test_a_run_of_an_older_version_is_run_again(again: Lab, tmp_path: Path) -> N
     old = copied(REPOSITORY / "tests" / "fixtures" / "runs_of_af3b1f8" / "seed0", tmp_path / "old")
     status, out, err = again(old)
     assert "different    code " in out, err
-    assert "weights      the same to the bit (20 tensors)" in out
-    assert "predictions  the same to the bit (60 images)" in out
-    assert (status, last(out)) == (0, "reproduced to the bit, but for the last digits of metrics")
+    if furthest := re.search(r"tensors differ, by up to (\S+):", out):
+        # another processor rounds otherwise (6e-8 with AVX2)
+        assert float(furthest[1]) < 1e-6
+        assert "predictions  0 of 60 images get another class" in out
+        assert (status, last(out).startswith("not reproduced to the bit (")) == (1, True)
+    else:
+        assert "weights      the same to the bit (20 tensors)" in out
+        assert "predictions  the same to the bit (60 images)" in out
+        said = "reproduced to the bit, but for the last digits of metrics"
+        assert (status, last(out)) == (0, said)
     change(old, lambda record: record["metrics"].update({"test/loss": 2.2445}))
     status, out, _ = again(old)
     assert (status, "recorded seeds tell no spread" in last(out)) == (1, True)

@@ -50,6 +50,23 @@ def test_directions_stay_and_scale_does_not_matter() -> None:
     torch.testing.assert_close(inner, torch.diag(inner.diag()), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12), (3, 8, 20)])
+def test_a_processor_without_bfloat16_loses_no_digit(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    exact = orthogonalized(matrices.double(), steps=5, dtype=torch.float64)
+    errors, found = [], []
+    for emulates in (False, True):
+        monkeypatch.setattr("cifar_lab.training.muon.emulates_bfloat16", lambda it=emulates: it)
+        found.append(orthogonalized(matrices, steps=5, dtype=torch.bfloat16))
+        assert found[-1].dtype == torch.bfloat16
+        errors.append(float((found[-1].double() - exact).norm() / exact.norm()))
+    assert errors[1] < 1.2 * errors[0] < 0.05
+    torch.testing.assert_close(*found, rtol=0, atol=0.05)
+
+
 def numpy_step(
     weight: np.ndarray, gradient: np.ndarray, buffer: np.ndarray, settings: dict[str, Any]
 ) -> np.ndarray:

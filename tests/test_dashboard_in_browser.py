@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 RUN = (
-    *[argument for argument in TINY if not argument.startswith("callbacks")],
+    *[argument for argument in TINY if not argument.startswith(("callbacks", "monitors"))],
     "data.train_size=2000",
     "trainer.max_epochs=3",
     "threads=1",

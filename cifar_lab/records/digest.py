@@ -44,6 +44,8 @@ _MONITORS = frozenset(
     }
 )
 # fmt: on
+# What every run logs.
+_METRICS = ("val/acc", "val/loss", "train/acc", "train/loss", "lr")
 # Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
 # runs of older versions are found again.
 MOVED = {
@@ -87,8 +89,10 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     residual = isinstance(model, Mapping) and str(model.get("_target_")).startswith(_RESIDUAL)
     new = NEW_AND_BEFORE | NEW_OF_RESIDUAL if residual else NEW_AND_BEFORE
     monitors = tuple(f"callbacks.{name}." for name in _monitors(config.get("callbacks")))
+    choosing = tuple(f"monitors.{name}." for name in _that_may_choose(config))
     for key, value in flatten(config):
-        if changes_no_result(key) or (key in new and value == new[key]):
+        no_part = changes_no_result(key) and not key.startswith(choosing)
+        if no_part or (key in new and value == new[key]):
             continue
         # a new password makes no other run
         secret = any(is_credential(part, value) for part in key.split("."))
@@ -141,6 +145,23 @@ def _monitors(callbacks: Any) -> Iterator[str]:
     for name, node in callbacks.items() if isinstance(callbacks, Mapping) else ():
         target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
         if target.startswith("lightning.") and target.rpartition(".")[2] in _MONITORS:
+            yield str(name)
+
+
+def _that_may_choose(config: Mapping[str, Any]) -> Iterator[str]:
+    """A person's own monitors, where weights or rates are chosen by a metric that isn't the run's.
+
+    It may be one of theirs: another monitor under its name is another run then.
+    """
+    parts = (config.get("callbacks"), {"scheduler": config.get("scheduler")})
+    nodes = [n for part in parts if isinstance(part, Mapping) for n in part.values()]
+    chosen_by = [n.get("monitor") for n in nodes if isinstance(n, Mapping)]
+    if all(metric is None or metric in _METRICS for metric in chosen_by):
+        return
+    monitors = config.get("monitors")
+    for name, node in monitors.items() if isinstance(monitors, Mapping) else ():
+        target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
+        if target.partition(".")[0] not in ("cifar_lab", "lightning"):
             yield str(name)
 
 

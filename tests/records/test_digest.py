@@ -92,6 +92,22 @@ def test_callbacks_that_only_look_on_are_no_part_of_it() -> None:
         assert config_digest(changed("callbacks.x", {"_target_": target})) != config_digest(CONFIG)
 
 
+@pytest.mark.parametrize("key", ["callbacks.checkpoints", "callbacks.stop", "scheduler"])
+def test_a_monitor_whose_metric_chooses_is_a_part_of_it(key: str) -> None:
+    def digest(metric: str | None, monitors: dict[str, Any]) -> str:
+        chosen = changed(key, {"_target_": "a.C", "monitor": metric})
+        return config_digest(chosen | {"monitors": monitors})
+
+    def mine(bins: int) -> dict[str, Any]:
+        return {"mine": {"_target_": "mine.Calibration", "bins": bins}}
+
+    ours = {"figures": {"_target_": "cifar_lab.training.callbacks.x.X", "every": 3}}
+    assert digest("val/ece", mine(10)) != digest("val/ece", mine(15))
+    assert digest("val/ece", mine(10) | ours) == digest("val/ece", mine(10))
+    for metric in ("val/acc", "val/loss", None):
+        assert digest(metric, mine(10)) == digest(metric, mine(15)) == digest(metric, {})
+
+
 def test_the_order_of_keys_is_no_part_of_it_but_that_of_values_is() -> None:
     turned = {key: CONFIG[key] for key in reversed(CONFIG)}
     turned["optimizer"] = {"groups": {"bias": {"lr": 6.4}}, "lr": 0.1}

@@ -72,11 +72,14 @@ def test_a_call_ends_with_the_last_step_of_the_fit() -> None:
 def test_several_steps_per_call_equal_single_steps_to_the_bit(
     lab: Lab, tmp_path: Path, size: int, more: tuple[str, ...]
 ) -> None:
-    assert lab(*ARGUMENTS, *more, f"hydra.run.dir={tmp_path}/single")[0] == 0
+    status, _, before = lab(*ARGUMENTS, *more, f"hydra.run.dir={tmp_path}/single")
+    assert status == 0, before
     status, _, err = lab(
         *ARGUMENTS, *more, f"steps_per_call={size}", f"hydra.run.dir={tmp_path}/multistep"
     )
-    assert (status, err) == (0, "")
+    # bfloat16 may be slow here, which is said of both
+    assert (status, err) == (0, before)
+    assert before.count("\n") == ("no instructions for bfloat16" in before), before
     same(tmp_path / "single", tmp_path / "multistep")
     single, several = (record_of(tmp_path / name) for name in ("single", "multistep"))
     assert single["steps"] == several["steps"]

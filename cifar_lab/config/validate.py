@@ -474,14 +474,11 @@ def emulates_bfloat16() -> bool:
     return bool(known) and not any(known)
 
 
-def precision_warning(trainer: dict[str, Any]) -> str | None:
-    """The line about a ``trainer.precision`` that this processor has no instructions for."""
+def precision_warning(precision: str, kind: str) -> str | None:
+    """The line about a ``trainer.precision`` that this ``kind`` of device emulates, if any."""
     import torch
 
-    precision = str(trainer.get("precision", "32-true"))
-    if not precision.startswith("bf16"):
-        return None
-    if accelerator(str(trainer.get("accelerator", "auto"))) != "cpu" or not emulates_bfloat16():
+    if not precision.startswith("bf16") or kind != "cpu" or not emulates_bfloat16():
         return None
     name = torch.cpu.get_capabilities().get("cpu_name", "this processor")
     return (

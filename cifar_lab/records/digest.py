@@ -44,8 +44,9 @@ _MONITORS = frozenset(
     }
 )
 # fmt: on
-# What every run logs.
-_METRICS = ("val/acc", "val/loss", "train/acc", "train/loss", "lr")
+# What the Classifier logs; held-out images alone choose.
+VALIDATION = ("val/acc", "val/loss")
+TRAINING = ("train/acc", "train/loss", "lr")
 # Modules that a `_target_` may name, by what they were called before. A digest is of the old names:
 # runs of older versions are found again.
 MOVED = {
@@ -156,7 +157,7 @@ def _that_may_choose(config: Mapping[str, Any]) -> Iterator[str]:
     parts = (config.get("callbacks"), {"scheduler": config.get("scheduler")})
     nodes = [n for part in parts if isinstance(part, Mapping) for n in part.values()]
     chosen_by = [n.get("monitor") for n in nodes if isinstance(n, Mapping)]
-    if all(metric is None or metric in _METRICS for metric in chosen_by):
+    if all(metric is None or metric in (*VALIDATION, *TRAINING) for metric in chosen_by):
         return
     monitors = config.get("monitors")
     for name, node in monitors.items() if isinstance(monitors, Mapping) else ():

@@ -14,7 +14,8 @@ from cifar_lab.config.messages import suggestion
 from cifar_lab.config.targets import locate
 from cifar_lab.errors import InputError
 from cifar_lab.model.tta import VIEWS
-from cifar_lab.training.selection import TRAINING, VALIDATION, meaning, mode_of
+from cifar_lab.records.digest import TRAINING, VALIDATION
+from cifar_lab.training.selection import meaning, mode_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

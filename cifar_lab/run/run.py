@@ -368,7 +368,8 @@ def _warn(asked: Request, record: RunRecord, parts: Parts) -> None:
             "(tuned_batch_size=null says nothing)",
             *(images_per_step, tuned, tuned),
         )
-    if line := precision_warning(asked.config["trainer"]):
+    precision = str(asked.config["trainer"].get("precision", "32-true"))
+    if line := precision_warning(precision, parts.trainer.strategy.root_device.type):
         log.warning("%s", line)
     for line in data_warnings(asked.config, record.data):
         log.warning("%s", line)

@@ -68,7 +68,8 @@ def check(request: Check) -> int:
             if parts - seen:
                 check_resolved(resolved)
             kinds.append(accelerator(str(trainer.get("accelerator", "auto"))))
-            if line := precision_warning(trainer):
+            precision = str(trainer.get("precision", "32-true"))
+            if line := precision_warning(precision, kinds[-1]):
                 warnings[line] = None
             compatibility.check(resolved)
             per_job = max(per_job, _devices(trainer.get("devices", 1)))

@@ -9,10 +9,6 @@ from cifar_lab.errors import InputError
 
 Mode = Literal["min", "max"]
 
-# What the Classifier logs; held-out images alone choose.
-VALIDATION = ("val/acc", "val/loss")
-TRAINING = ("train/acc", "train/loss", "lr")
-
 
 def meaning(metric: str) -> Mode | None:
     """The better direction of a metric whose name says it: losses and errors, accuracies."""

@@ -127,19 +127,19 @@ def test_a_processor_without_bfloat16_is_said(
     monkeypatch: pytest.MonkeyPatch, has: dict[str, Any], slow: bool, precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    line = precision_warning({"precision": precision, "accelerator": "cpu"})
+    line = precision_warning(precision, "cpu")
     assert (line is not None) == slow
     if line:
         name = has.get("cpu_name", "this processor")
         assert line.startswith(f"trainer.precision={precision}: {name} has no instructions for ")
     for other in ("32-true", "64-true"):
-        assert precision_warning({"precision": other, "accelerator": "cpu"}) is None
-    assert precision_warning({}) is None
+        assert precision_warning(other, "cpu") is None
+    assert precision_warning(precision, "cuda") is None
 
 
 def test_a_run_and_a_sweep_say_that_bfloat16_is_slow_here(lab: Lab, tmp_path: Path) -> None:
     precise = ("trainer.precision=bf16-mixed", "trainer.accelerator=cpu")
-    line = precision_warning({"precision": "bf16-mixed", "accelerator": "cpu"})
+    line = precision_warning("bf16-mixed", "cpu")
     status, _, err = lab(*ONE_EPOCH, *precise, f"hydra.run.dir={tmp_path}/run")
     assert status == 0, err
     assert ("no instructions for bfloat16" in err) == (line is not None)

@@ -403,7 +403,8 @@ def test_a_run_of_an_older_version_is_run_again(again: Lab, tmp_path: Path) -> N
     status, out, err = again(old)
     assert "different    code " in out, err
     if furthest := re.search(r"tensors differ, by up to (\S+):", out):
-        # another processor rounds otherwise (6e-8 with AVX2)
+        # another processor rounds otherwise (6e-8 with AVX2), and it alone
+        assert ", device cpu: " in out
         assert float(furthest[1]) < 1e-6
         assert "predictions  0 of 60 images get another class" in out
         assert (status, last(out).startswith("not reproduced to the bit (")) == (1, True)

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
+from cifar_lab.config.validate import precision_warning
 from cifar_lab.data.feed.epoch import Multistep
 from cifar_lab.training.classifier import Classifier
 from cifar_lab.training.steps.multistep import sees_steps
@@ -77,9 +78,10 @@ def test_several_steps_per_call_equal_single_steps_to_the_bit(
     status, _, err = lab(
         *ARGUMENTS, *more, f"steps_per_call={size}", f"hydra.run.dir={tmp_path}/multistep"
     )
-    # bfloat16 may be slow here, which is said of both
-    assert (status, err) == (0, before)
-    assert before.count("\n") == ("no instructions for bfloat16" in before), before
+    # that bfloat16 is slow here is all that may be said
+    slow = precision_warning("bf16-mixed", "cpu") if "bf16" in str(more) else None
+    said = "" if slow is None else f"{slow}\n"
+    assert (status, err, before) == (0, said, said)
     same(tmp_path / "single", tmp_path / "multistep")
     single, several = (record_of(tmp_path / name) for name in ("single", "multistep"))
     assert single["steps"] == several["steps"]
